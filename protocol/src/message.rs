@@ -1,0 +1,178 @@
+//! The messages between `ozone` and its children: one enum per direction.
+//!
+//! A message that is not expected in the present state ends the sender.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::{DeviceId, DeviceKind, DeviceSpec};
+use crate::fault::Fault;
+use crate::link::Descriptor;
+
+/// `ozone` to `vmm-core`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToCore {
+    /// Make the machine and load the kernel. Sent once, first.
+    Boot(Boot),
+    /// Connect a device to its backend: at boot and after a backend's restart alike.
+    Attach(Attach),
+    /// Every device has been sent: start the vCPUs once all of them are attached.
+    Run,
+    /// Press the guest's power button (ACPI, through the generic event device).
+    PowerButton,
+}
+
+/// `vmm-core` to `ozone`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromCore {
+    /// The device's backend answered and offers what the guest will be shown.
+    Attached {
+        /// The device.
+        device: DeviceId,
+    },
+    /// The vCPUs have been started.
+    Running,
+    /// A backend broke the protocol or went away.
+    Lost {
+        /// The device.
+        device: DeviceId,
+        /// What happened, for the log.
+        reason: String,
+    },
+    /// The machine ended. The core exits after this.
+    Exited(Cause),
+    /// The core cannot go on. The core exits after this.
+    Failed(Fault),
+}
+
+/// How a machine ended of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest's kernel reported a panic through the pvpanic device.
+    Panic,
+    /// A vCPU shut down on a triple fault.
+    TripleFault,
+}
+
+/// `ozone` to a backend.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToBackend {
+    /// Serve a device. Sent once, first.
+    Start(Start),
+    /// The user's terminal changed its size (console only).
+    Resize {
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+}
+
+/// A backend to `ozone`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromBackend {
+    /// The device is open, the run filter is installed and the vhost-user socket is being served.
+    Ready,
+    /// The backend cannot go on. It exits after this.
+    Failed(Fault),
+    /// The user typed the escape that leaves the machine (console only).
+    Leave,
+}
+
+/// What a backend serves, and where.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// The vhost-user socket (`SOCK_STREAM`), connected to the core.
+    pub socket: Descriptor,
+    /// The device.
+    pub spec: DeviceSpec,
+}
+
+/// A device of the machine and the socket of its backend.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Attach {
+    /// The device's name.
+    pub device: DeviceId,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Its place on the machine's board, from 0: it fixes the device's addresses and interrupt.
+    pub slot: u8,
+    /// The vhost-user socket (`SOCK_STREAM`), connected to the backend.
+    pub socket: Descriptor,
+}
+
+/// What a machine is made of.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Boot {
+    /// The board: which devices are where.
+    pub machine: Machine,
+    /// `/dev/kvm`.
+    pub kvm: Descriptor,
+    /// The kernel image, at any offset: it is read with explicit offsets.
+    pub kernel: Descriptor,
+    /// The initial ramdisk, likewise.
+    pub initrd: Option<Descriptor>,
+    /// The kernel's command line, without a terminating NUL.
+    pub command_line: String,
+    /// The vCPUs.
+    pub cpus: Cpus,
+    /// The guest's memory.
+    pub memory: Memory,
+    /// The device slots that will be attached, with their kinds: the ACPI tables name them.
+    pub slots: Vec<Slot>,
+    /// The write end of the pipe that carries the serial port's output.
+    pub serial: Descriptor,
+}
+
+/// One occupied device slot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Slot {
+    /// The device's name.
+    pub device: DeviceId,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Its place on the board, from 0.
+    pub slot: u8,
+}
+
+/// The machine types. Their address maps never change; a new map is a new version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Machine {
+    /// virtio-mmio devices, no PCI, ACPI hardware-reduced, version 1.
+    #[default]
+    #[serde(rename = "microvm-1")]
+    Microvm1,
+}
+
+impl Machine {
+    /// How many device slots the board has.
+    pub fn slots(self) -> usize {
+        match self {
+            Self::Microvm1 => 15,
+        }
+    }
+}
+
+/// Numbers of vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpus {
+    /// Started with the machine, at least 1.
+    pub boot: u8,
+    /// That the firmware tables have room for, at least `boot`.
+    pub max: u8,
+}
+
+/// Sizes of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Bytes, a multiple of 4096.
+    pub size: u64,
+}

@@ -1,0 +1,9 @@
+//! The tables of `blk`.
+
+use crate::filter::Rule;
+
+/// Until it is ready.
+pub const LAUNCH: &[Rule] = &[];
+
+/// Once it is ready.
+pub const RUN: &[Rule] = &[];

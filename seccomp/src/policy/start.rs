@@ -1,0 +1,45 @@
+//! The start of any role: from the jailer's last step to the end of the C library's start.
+
+use libc::{
+    PROT_EXEC, SYS_arch_prctl, SYS_brk, SYS_clone3, SYS_execveat, SYS_exit, SYS_exit_group, SYS_getrandom, SYS_madvise,
+    SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_poll, SYS_prctl, SYS_prlimit64, SYS_readlink, SYS_rseq,
+    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sched_getaffinity, SYS_seccomp, SYS_set_robust_list, SYS_set_tid_address,
+    SYS_sigaltstack, SYS_write,
+};
+
+use crate::filter::{Check, Rule, allow, allow_if};
+
+const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
+
+/// Answered with EPERM: the C library and the standard library ask, and do without.
+pub const ANSWERED: &[Rule] = &[
+    allow(SYS_readlink, "the C library's static start looks for its origin in /proc/self/exe"),
+    allow(SYS_openat, "the standard library's main thread reads its stack's bounds from /proc/self/maps"),
+    allow(SYS_poll, "the standard library's start looks whether descriptors 0 to 2 are open"),
+    allow(SYS_sched_getaffinity, "the C library's allocator and pthread_getattr_np ask for the number of processors"),
+];
+
+/// Needed between the jailer's last step and the role's own `main`.
+pub const LAUNCH: &[Rule] = &[
+    allow(SYS_execveat, "the jailer's last step: the role's executable"),
+    allow(SYS_write, "the jailer's child reports the failure of its last step; log lines"),
+    allow(SYS_brk, "the C library's first heap"),
+    allow(SYS_arch_prctl, "thread-local storage of the first thread"),
+    allow(SYS_set_tid_address, "the C library's thread start"),
+    allow(SYS_set_robust_list, "the C library's thread start"),
+    allow(SYS_rseq, "the C library's thread start"),
+    allow(SYS_prlimit64, "the C library asks for the stack limit"),
+    allow(SYS_getrandom, "seeds of the allocator and of hash tables"),
+    allow_if(SYS_mmap, &[Check::Without(2, NO_EXEC)], "heap, thread stacks and guest memory, never executable"),
+    allow_if(SYS_mprotect, &[Check::Without(2, NO_EXEC)], "relocations made read-only, guard pages; never executable"),
+    allow(SYS_munmap, "heap and thread stacks"),
+    allow(SYS_madvise, "heap given back; guest memory kept out of core dumps and in huge pages"),
+    allow(SYS_rt_sigaction, "the standard library's handlers for SIGPIPE and stack overflow"),
+    allow(SYS_rt_sigprocmask, "the C library's thread start"),
+    allow(SYS_sigaltstack, "the standard library's stack overflow handler"),
+    allow(SYS_clone3, "the role's threads"),
+    allow(SYS_prctl, "name, dumpable and parent-death signal; no_new_privs for the run filter"),
+    allow(SYS_seccomp, "the run filter"),
+    allow(SYS_exit, "end of a thread"),
+    allow(SYS_exit_group, "end of the process"),
+];

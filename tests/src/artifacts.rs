@@ -1,0 +1,12 @@
+//! Kernels, initramfs and disk image of the guests and of the test host, made from Debian's packages.
+
+mod apt;
+mod archive;
+mod guest;
+mod host;
+mod kernel;
+mod modules;
+pub mod store;
+
+pub use guest::{FILES, GuestFiles, guest};
+pub use host::{HostFiles, host};

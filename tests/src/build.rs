@@ -1,0 +1,49 @@
+//! The executables, built by cargo.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{paths, progress};
+
+/// The product's executables, each in the package of the same name.
+pub const PRODUCT: [&str; 5] = ["ozone", "vmm-core", "ozone-blk", "ozone-net", "ozone-console"];
+
+/// Builds the product's executables.
+pub fn product() -> Result<Vec<PathBuf>> {
+    progress::step("build the product", || {
+        cargo(["build", "--release"].into_iter().chain(PRODUCT.iter().flat_map(|name| ["--package", name])))
+    })?;
+    Ok(PRODUCT.iter().map(|name| paths::release().join(name)).collect())
+}
+
+/// Builds this workspace's xtask as it runs in a host.
+pub fn xtask() -> Result<PathBuf> {
+    progress::step("build xtask", || cargo(["build", "--release", "--package", "xtask"]))?;
+    Ok(paths::release().join("xtask"))
+}
+
+/// Builds the test host's init.
+pub fn agent() -> Result<PathBuf> {
+    progress::step("build the agent", || cargo(["build", "--release", "--package", "agent"]))?;
+    Ok(paths::release().join("agent"))
+}
+
+/// Runs cargo in the workspace; its output is shown.
+pub fn cargo<I, S>(arguments: I) -> Result<()>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let arguments: Vec<_> = arguments.into_iter().map(|it| it.as_ref().to_owned()).collect();
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(program)
+        .args(&arguments)
+        .current_dir(paths::workspace())
+        .status()
+        .context("start cargo")?;
+    ensure!(status.success(), "cargo {}: {status}", arguments.join(OsStr::new(" ")).display());
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The emulator: its command line, its process, its log.
+
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agent::layout;
+use anyhow::{Context, Result};
+
+use super::error::HostError;
+use super::link::Link;
+use super::parcel::Parcel;
+use super::qmp::Qmp;
+use crate::artifacts::HostFiles;
+use crate::{child, paths, tool};
+
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What never changes. QEMU 7.2 breaks cmpxchg16b, and the kernel's crypto self-tests were seen to hang.
+const MACHINE: &str = "-accel tcg,thread=multi -cpu EPYC-v3,-cx16 -smp 2 -nodefaults -no-user-config \
+                       -display none -no-reboot -S";
+const KERNEL_COMMAND_LINE: &str =
+    "console=ttyS0 panic=-1 quiet mitigations=off cryptomgr.notests audit=0 rdinit=/init";
+
+/// Logs of this many hosts are kept.
+const KEPT_LOGS: usize = 60;
+
+/// How the machine's memory file is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// The file becomes the machine's memory: for making a snapshot.
+    Save,
+    /// The file is where the memory starts from; it is not written to.
+    Resume,
+}
+
+/// Stands for everything here that a snapshot depends on.
+pub fn key() -> Result<String> {
+    let version = tool::output(Command::new(PROGRAM).arg("--version"))?;
+    Ok(format!("{version}{MACHINE}{KERNEL_COMMAND_LINE}{}", include_str!("qemu.rs")))
+}
+
+/// A QEMU process, killed on drop.
+pub struct Qemu {
+    child: Child,
+    log: PathBuf,
+}
+
+/// A machine that is stopped before its first instruction, and the ways to talk to it.
+pub struct Stopped {
+    /// The process.
+    pub qemu: Qemu,
+    /// Its control socket.
+    pub qmp: Qmp,
+    /// The agent's port.
+    pub link: Link,
+    /// What QEMU calls the descriptor of the state, if there is one.
+    pub state_uri: String,
+}
+
+impl Qemu {
+    /// Starts a machine, stopped. `state` is the file that it will be resumed from.
+    pub fn start(
+        files: &HostFiles,
+        memory_file: &Path,
+        memory_bytes: u64,
+        memory: Memory,
+        parcel: &Parcel,
+        state: Option<OwnedFd>,
+    ) -> Result<Stopped> {
+        let log = log_file()?;
+        let (qmp, qmp_theirs) = UnixStream::pair()?;
+        let (link, link_theirs) = UnixStream::pair()?;
+        let (qmp_theirs, link_theirs) = (OwnedFd::from(qmp_theirs), OwnedFd::from(link_theirs));
+        let parcel = parcel.descriptor()?;
+        let state_uri = state.as_ref().map(|it| format!("fd:{}", child::number(it))).unwrap_or_default();
+        let share = if memory == Memory::Save { "on" } else { "off" };
+
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(MACHINE.split_whitespace())
+            .args(["-M", "q35,memory-backend=memory"])
+            .arg("-m")
+            .arg(format!("{memory_bytes}B"))
+            .arg("-object")
+            .arg(format!(
+                "memory-backend-file,id=memory,size={memory_bytes},mem-path={},share={share}",
+                option(memory_file)
+            ))
+            .arg("-kernel")
+            .arg(files.kernel())
+            .arg("-initrd")
+            .arg(files.initramfs())
+            .args(["-append", KERNEL_COMMAND_LINE])
+            .arg("-chardev")
+            .arg(format!("file,id=serial,path={}", option(&log)))
+            .args(["-serial", "chardev:serial"])
+            .arg("-chardev")
+            .arg(format!("socket,id=qmp,fd={}", child::number(&qmp_theirs)))
+            .args(["-mon", "chardev=qmp,mode=control"])
+            .args(["-device", "virtio-serial-pci"])
+            .arg("-chardev")
+            .arg(format!("socket,id=agent,fd={}", child::number(&link_theirs)))
+            .arg("-device")
+            .arg(format!("virtserialport,chardev=agent,name={}", layout::PORT))
+            .arg("-drive")
+            .arg(format!(
+                "if=none,id=parcel,format=raw,readonly=on,file=/proc/self/fd/{}",
+                child::number(&parcel)
+            ))
+            .args(["-device", "virtio-blk-pci,drive=parcel"])
+            .stdin(Stdio::null())
+            .stdout(File::options().append(true).open(&log)?)
+            .stderr(File::options().append(true).open(&log)?);
+        if memory == Memory::Resume {
+            command.args(["-incoming", "defer"]);
+        }
+        let inherited = [qmp_theirs, link_theirs, parcel].into_iter().chain(state).collect();
+        let child = child::spawn(&mut command, inherited).with_context(|| format!("start {PROGRAM}"))?;
+        // Holds our copies of their ends of the sockets, which would hide QEMU's death.
+        drop(command);
+        let mut qemu = Self { child, log };
+        let qmp = Qmp::new(qmp).map_err(|error| qemu.infrastructure(format!("did not start: {error:#}")))?;
+        let link = Link::new(link)?;
+        Ok(Stopped { qemu, qmp, link, state_uri })
+    }
+
+    /// The error for a host that failed by itself.
+    pub fn infrastructure(&mut self, what: impl Display) -> HostError {
+        let status = match self.child.try_wait() {
+            Ok(Some(status)) => format!(" (QEMU: {status})"),
+            _ => String::new(),
+        };
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.lines().collect();
+        let last_lines = lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n");
+        HostError::Infrastructure { what: format!("{what}{status}"), log: self.log.clone(), last_lines }
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// QEMU's options are separated by commas; one in a value is doubled.
+fn option(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+fn log_file() -> Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let directory = paths::logs();
+    fs::create_dir_all(&directory)?;
+    remove_old_logs(&directory)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = directory.join(format!("{now}-{}-{count}.log", std::process::id()));
+    File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    Ok(path)
+}
+
+fn remove_old_logs(directory: &Path) -> Result<()> {
+    let mut logs: Vec<_> = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    logs.sort();
+    let surplus = logs.len().saturating_sub(KEPT_LOGS);
+    for log in logs.into_iter().take(surplus) {
+        // Another process may have removed it already.
+        let _ = fs::remove_file(log);
+    }
+    Ok(())
+}

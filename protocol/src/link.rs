@@ -5,10 +5,11 @@
 //! whole, and every descriptor that came with it is closed.
 #![allow(unsafe_code)]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -121,11 +122,13 @@ struct Hello {
 
 /// One end of a control channel: it sends `S` and receives `R`.
 ///
+/// Any thread may send; one thread at a time may receive.
+///
 /// A greeting is sent when the channel is made; the first message received has to be the other side's.
 #[derive(Debug)]
 pub struct Channel<S, R> {
     socket: OwnedFd,
-    greeted: Cell<bool>,
+    greeted: AtomicBool,
     direction: PhantomData<fn(S) -> R>,
 }
 
@@ -157,7 +160,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
             let _ = socket.into_raw_fd();
             return Err(error);
         }
-        Ok(Self { socket, greeted: Cell::new(false), direction: PhantomData })
+        Ok(Self { socket, greeted: AtomicBool::new(false), direction: PhantomData })
     }
 
     /// Sends a message and waits for room if need be. Descriptors are duplicated into the receiver.
@@ -193,12 +196,12 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     }
 
     fn receive_with(&self, flags: MsgFlags) -> Result<R, LinkError> {
-        if !self.greeted.get() {
+        if !self.greeted.load(Ordering::Relaxed) {
             let hello: Hello = receive(self.socket.as_fd(), flags)?;
             if hello.version != VERSION {
                 return Err(LinkError::Version(hello.version));
             }
-            self.greeted.set(true);
+            self.greeted.store(true, Ordering::Relaxed);
         }
         receive(self.socket.as_fd(), flags)
     }

@@ -1,0 +1,99 @@
+//! x86_64: interrupt controller, boot, processor state, ACPI and the legacy devices behind ports.
+
+mod acpi;
+mod cpuid;
+mod image;
+pub mod layout;
+mod linux_boot;
+mod load;
+mod pvh;
+mod vcpu_state;
+
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use protocol::Fault;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::bus::Bus;
+use crate::event::Events;
+use crate::legacy::i8042::I8042;
+use crate::legacy::panic::PanicPort;
+use crate::legacy::power::PowerPort;
+use crate::legacy::serial::{SerialPort, Transmitter};
+use crate::memory::Memory;
+
+pub use load::{Entry, load};
+
+/// What the board has beside memory, vCPUs and virtio devices.
+pub struct Platform {
+    /// Ports.
+    pub ports: Bus,
+    /// Signals the generic event device: the power button is pressed.
+    pub power_button: EventFd,
+}
+
+/// Makes the in-kernel interrupt controllers and the timer. Before any vCPU.
+///
+/// # Errors
+/// A host fault naming the KVM call that failed.
+pub fn prepare_vm(vm: &VmFd) -> Result<(), Fault> {
+    let failed = |step: &str, error| Fault::host(format!("{step}: {error}"));
+    vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(|error| failed("KVM_SET_IDENTITY_MAP_ADDR", error))?;
+    vm.set_tss_address(layout::TASK_STATE).map_err(|error| failed("KVM_SET_TSS_ADDR", error))?;
+    vm.create_irq_chip().map_err(|error| failed("KVM_CREATE_IRQCHIP", error))?;
+    // The speaker's port is answered by the kernel: guests poll it while they calibrate.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(|error| failed("KVM_CREATE_PIT2", error))
+}
+
+/// Puts the legacy devices on their ports.
+///
+/// # Errors
+/// A host fault when an interrupt cannot be wired.
+pub fn attach_platform(vm: &VmFd, events: &Events, transmitter: Transmitter) -> Result<Platform, Fault> {
+    let mut ports = Bus::default();
+    ports.insert(layout::COM1, Arc::new(SerialPort::new(interrupt(vm, layout::COM1_GSI)?, transmitter)));
+    ports.insert(layout::I8042, Arc::new(I8042::new(interrupt(vm, layout::I8042_GSI)?, events.clone())));
+    ports.insert(layout::PVPANIC, Arc::new(PanicPort::new(events.clone())));
+    ports.insert(layout::POWER, Arc::new(PowerPort::new(events.clone())));
+    Ok(Platform { ports, power_button: interrupt(vm, layout::EVENT_DEVICE_GSI)? })
+}
+
+/// An event descriptor that raises an edge on an interrupt.
+fn interrupt(vm: &VmFd, gsi: u32) -> Result<EventFd, Fault> {
+    let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|error| Fault::host(format!("eventfd: {error}")))?;
+    vm.register_irqfd(&event, gsi).map_err(|error| Fault::host(format!("KVM_IRQFD for interrupt {gsi}: {error}")))?;
+    Ok(event)
+}
+
+/// The CPUID that every vCPU's is made of.
+///
+/// # Errors
+/// What KVM_GET_SUPPORTED_CPUID answers.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, Fault> {
+    cpuid::supported(kvm)
+}
+
+/// Gives vCPU `index` of `count` its CPUID, and the first one its entry into the kernel.
+///
+/// # Errors
+/// A host fault naming the KVM call that failed.
+pub fn configure_vcpu(
+    vcpu: &VcpuFd,
+    index: u8,
+    count: u8,
+    supported: &CpuId,
+    memory: &Memory,
+    entry: Entry,
+) -> Result<(), Fault> {
+    // Not settable on every host, and then the frequency stays unknown to the guest, as on bare metal.
+    let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+    let cpuid = cpuid::for_vcpu(supported, index, count, tsc_khz)?;
+    vcpu.set_cpuid2(&cpuid).map_err(|error| Fault::host(format!("KVM_SET_CPUID2 of vCPU {index}: {error}")))?;
+    if index == 0 {
+        vcpu_state::enter_at(vcpu, memory, entry)?;
+    }
+    Ok(())
+}

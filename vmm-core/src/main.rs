@@ -1,2 +1,122 @@
-//! Placeholder.
-fn main() {}
+//! `vmm-core`: KVM, guest memory and vCPU threads of one virtual machine, and nothing else.
+//!
+//! It is started by `ozone` in a jail with one descriptor, the control channel; everything else arrives over it.
+//! It opens no path and connects no socket. When it ends, the machine ends.
+#![warn(clippy::indexing_slicing)]
+
+mod arch;
+mod bus;
+mod event;
+mod kvm;
+mod legacy;
+mod machine;
+mod memory;
+mod vcpu;
+mod virtio;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use event::Event;
+use machine::Machine;
+use nix::sys::signal::Signal;
+use protocol::{Boot, Cause, Channel, Fault, FromCore, LinkError, ToCore};
+
+type Control = Arc<Channel<FromCore, ToCore>>;
+
+fn main() -> ExitCode {
+    if let Err(error) = protocol::process::enter(Signal::SIGKILL) {
+        eprintln!("vmm-core: prctl: {error}");
+        return ExitCode::FAILURE;
+    }
+    protocol::log::install();
+    let control: Control = match Channel::inherited() {
+        Ok(control) => Arc::new(control),
+        Err(error) => {
+            eprintln!("vmm-core: {error}; it is started by ozone, not by hand");
+            return ExitCode::FAILURE;
+        }
+    };
+    let last_word = match run(&control) {
+        Ok(cause) => FromCore::Exited(cause),
+        Err(fault) => FromCore::Failed(fault),
+    };
+    match control.send(&last_word) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// One machine, from its first message to its end.
+fn run(control: &Control) -> Result<Cause, Fault> {
+    let boot = receive_boot(control)?;
+    let (events, received) = channel();
+    let machine = Machine::build(boot, &events)?;
+    let reader = control.clone();
+    thread::Builder::new()
+        .name(String::from("control"))
+        .spawn(move || {
+            loop {
+                let message = reader.receive();
+                let ended = message.is_err();
+                if events.send(Event::Control(message)).is_err() || ended {
+                    return;
+                }
+            }
+        })
+        .map_err(|error| Fault::host(format!("start the control thread: {error}")))?;
+    serve(control, machine, &received)
+}
+
+fn receive_boot(control: &Control) -> Result<Boot, Fault> {
+    match control.receive() {
+        Ok(ToCore::Boot(boot)) => Ok(boot),
+        Ok(_) => Err(Fault::internal("the first message to the core was not 'boot'")),
+        Err(error) => Err(Fault::internal(error.to_string())),
+    }
+}
+
+/// Answers `ozone` and watches over the threads until the machine ends.
+fn serve(control: &Control, mut machine: Machine, events: &Receiver<Event>) -> Result<Cause, Fault> {
+    let mut asked_to_run = false;
+    let mut running = false;
+    loop {
+        let event = events.recv().map_err(|_| Fault::internal("every thread of the core has ended"))?;
+        match event {
+            Event::Control(Ok(ToCore::Attach(attach))) => machine.attach(&attach.device, attach.socket.into_fd())?,
+            Event::Control(Ok(ToCore::Run)) if !asked_to_run => asked_to_run = true,
+            Event::Control(Ok(ToCore::PowerButton)) => machine.press_power_button(),
+            Event::Control(Ok(ToCore::Boot(_) | ToCore::Run)) => {
+                return Err(Fault::internal("a message to the core that its state does not allow"));
+            }
+            Event::Control(Err(LinkError::Closed)) => return Err(Fault::internal("ozone is gone")),
+            Event::Control(Err(error)) => return Err(Fault::internal(error.to_string())),
+            Event::Attached(device) => {
+                tell(control, &FromCore::Attached { device })?;
+                machine.attached();
+            }
+            Event::Lost(device, reason) => tell(control, &FromCore::Lost { device, reason })?,
+            Event::End(cause) => {
+                machine.flush_serial();
+                return Ok(cause);
+            }
+            Event::Failed(fault) => {
+                machine.flush_serial();
+                return Err(fault);
+            }
+        }
+        if asked_to_run && !running && machine.is_complete() {
+            // Every thread exists and every descriptor is made: from here on nothing new can be obtained.
+            seccomp::install_run(seccomp::Role::Core).map_err(|error| Fault::host(error.to_string()))?;
+            tell(control, &FromCore::Running)?;
+            machine.start();
+            running = true;
+        }
+    }
+}
+
+fn tell(control: &Control, message: &FromCore) -> Result<(), Fault> {
+    control.send(message).map_err(|error| Fault::internal(error.to_string()))
+}

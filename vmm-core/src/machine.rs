@@ -1,0 +1,144 @@
+//! The machine: everything that exists before the first instruction runs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use kvm_ioctls::VmFd;
+use protocol::{Boot, DeviceId, Fault};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::{self, layout};
+use crate::bus::Bus;
+use crate::event::Events;
+use crate::legacy::serial::Transmitter;
+use crate::memory::{self, Memory};
+use crate::vcpu::{self, Buses, Gate};
+use crate::virtio::device::Device;
+use crate::virtio::mmio::{MmioTransport, Wiring};
+use crate::virtio::vhost::{Attendant, Command};
+
+/// A machine whose vCPUs have not started.
+pub struct Machine {
+    devices: HashMap<DeviceId, Arc<Device>>,
+    waiting: usize,
+    gate: Arc<Gate>,
+    power_button: EventFd,
+    transmitter: Transmitter,
+    /// KVM reads guest memory through this process's mapping: it has to live as long as the vCPUs.
+    _memory: Memory,
+}
+
+impl Machine {
+    /// Makes memory, VM, devices and parked vCPUs, and loads the kernel.
+    ///
+    /// # Errors
+    /// An input fault when the kernel or the initial ramdisk is at fault, else a host fault.
+    pub fn build(boot: Boot, events: &Events) -> Result<Self, Fault> {
+        let memory = memory::create(boot.memory.size)?;
+        let entry = arch::load(&boot, &memory)?;
+
+        let kvm = crate::kvm::from_descriptor(boot.kvm.into_fd());
+        let supported = arch::supported_cpuid(&kvm)?;
+        let vm = kvm.create_vm().map_err(|error| Fault::host(format!("KVM_CREATE_VM: {error}")))?;
+        let vm = Arc::new(vm);
+        arch::prepare_vm(&vm)?;
+        memory::give_to(&vm, &memory)?;
+
+        let transmitter = Transmitter::default();
+        let draining = transmitter.clone();
+        let pipe = File::from(boot.serial.into_fd());
+        spawn("serial", move || draining.drain(pipe))?;
+        let platform = arch::attach_platform(&vm, events, transmitter.clone())?;
+
+        let mut mmio = Bus::default();
+        let mut devices = HashMap::new();
+        for slot in &boot.slots {
+            let (address, gsi) = layout::virtio_mmio(slot.slot)
+                .ok_or_else(|| Fault::internal(format!("device '{}' has no slot on this board", slot.device)))?;
+            let wiring = Wiring { address, gsi };
+            let config_interrupt =
+                EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|error| Fault::host(format!("eventfd: {error}")))?;
+            vm.register_irqfd(&config_interrupt, gsi)
+                .map_err(|error| Fault::host(format!("KVM_IRQFD of device '{}': {error}", slot.device)))?;
+            let (device, commands) = Device::new(slot.device.clone(), slot.kind, config_interrupt);
+            let device = Arc::new(device);
+            let attendant = Attendant::new(device.clone(), vm.clone(), memory.clone(), wiring, events.clone());
+            spawn(&format!("{}/{}", slot.kind.role(), slot.device), move || attendant.serve(&commands))?;
+            let transport = MmioTransport::new(device.clone(), events.clone());
+            mmio.insert(address..address + layout::VIRTIO_MMIO_SIZE, Arc::new(transport));
+            devices.insert(slot.device.clone(), device);
+        }
+
+        let gate = Arc::new(Gate::default());
+        let buses = Arc::new(Buses { ports: platform.ports, mmio });
+        for index in 0..boot.cpus.boot {
+            let vcpu = create_vcpu(&vm, index, boot.cpus.boot, &supported, &memory, entry)?;
+            vcpu::spawn(index, vcpu, buses.clone(), gate.clone(), events.clone())?;
+        }
+        let waiting = devices.len();
+        Ok(Self { devices, waiting, gate, power_button: platform.power_button, transmitter, _memory: memory })
+    }
+
+    /// Connects a device to its backend; the outcome is an event.
+    ///
+    /// # Errors
+    /// An internal fault when the machine has no such device.
+    pub fn attach(&self, device: &DeviceId, socket: OwnedFd) -> Result<(), Fault> {
+        let device =
+            self.devices.get(device).ok_or_else(|| Fault::internal(format!("attach: no device '{device}'")))?;
+        device.command(Command::Attach(socket));
+        Ok(())
+    }
+
+    /// Notes that a device was attached.
+    pub fn attached(&mut self) {
+        self.waiting = self.waiting.saturating_sub(1);
+    }
+
+    /// Whether every device has been attached.
+    pub fn is_complete(&self) -> bool {
+        self.waiting == 0
+    }
+
+    /// Starts the vCPUs.
+    pub fn start(&self) {
+        self.gate.open();
+    }
+
+    /// Presses the guest's power button.
+    pub fn press_power_button(&self) {
+        // EAGAIN: it is being pressed already.
+        let _ = self.power_button.write(1);
+    }
+
+    /// Waits, but not for long, until the serial port's last output is on its way.
+    pub fn flush_serial(&self) {
+        self.transmitter.flush(Duration::from_secs(1));
+    }
+}
+
+fn create_vcpu(
+    vm: &VmFd,
+    index: u8,
+    count: u8,
+    supported: &kvm_bindings::CpuId,
+    memory: &Memory,
+    entry: arch::Entry,
+) -> Result<kvm_ioctls::VcpuFd, Fault> {
+    let vcpu =
+        vm.create_vcpu(u64::from(index)).map_err(|error| Fault::host(format!("KVM_CREATE_VCPU {index}: {error}")))?;
+    arch::configure_vcpu(&vcpu, index, count, supported, memory, entry)?;
+    Ok(vcpu)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+    thread::Builder::new()
+        .name(name.chars().take(15).collect())
+        .spawn(body)
+        .map(|_| ())
+        .map_err(|error| Fault::host(format!("start the thread '{name}': {error}")))
+}

@@ -1,0 +1,137 @@
+//! A virtio device as the transport and the backend's attendant share it.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use protocol::{DeviceId, DeviceKind};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::state::QueueState;
+use super::vhost::Command;
+
+/// How long a vCPU that reset a device waits for its queues to stop.
+pub const RESET_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a backend offered when it was first attached. It never shrinks afterwards.
+#[derive(Debug)]
+pub struct Offer {
+    /// The virtio features that the guest is shown.
+    pub features: u64,
+    /// The device's configuration space.
+    pub config: Vec<u8>,
+    /// The queues, in order.
+    pub queues: Vec<QueueEvents>,
+}
+
+/// The two signals of a queue. They outlive backends.
+#[derive(Debug)]
+pub struct QueueEvents {
+    /// From the guest to the backend: bound to the notification register by an ioeventfd.
+    pub kick: EventFd,
+    /// From the backend to the guest: bound to the interrupt by an irqfd.
+    pub call: EventFd,
+}
+
+/// What a transport asks of the queues when the driver is ready.
+#[derive(Clone, Debug)]
+pub struct Activation {
+    /// What the driver accepted.
+    pub features: u64,
+    /// The queues, ready ones and others.
+    pub queues: Vec<QueueState>,
+}
+
+/// One device.
+pub struct Device {
+    /// The device's name.
+    pub id: DeviceId,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Empty until the backend was attached; no vCPU runs before that.
+    pub offer: OnceLock<Offer>,
+    /// Interrupts the guest for a configuration change.
+    pub config_interrupt: EventFd,
+    commands: Sender<Command>,
+    config_changed: AtomicBool,
+    generation: AtomicU32,
+    failed: AtomicBool,
+}
+
+impl Device {
+    /// A device without a backend, and the queue its attendant serves.
+    pub fn new(id: DeviceId, kind: DeviceKind, config_interrupt: EventFd) -> (Self, Receiver<Command>) {
+        let (commands, received) = channel();
+        let device = Self {
+            id,
+            kind,
+            offer: OnceLock::new(),
+            config_interrupt,
+            commands,
+            config_changed: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+            failed: AtomicBool::new(false),
+        };
+        (device, received)
+    }
+
+    /// Gives the attendant something to do. Never waits.
+    pub fn command(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            self.fail();
+        }
+    }
+
+    /// Starts the queues. Never waits: what the guest does meanwhile is kept in the kick descriptors.
+    pub fn start(&self, activation: Activation) {
+        self.command(Command::Start(activation));
+    }
+
+    /// Stops the queues and waits until they are, so that the guest may reuse their memory at once.
+    ///
+    /// Linux's virtio-mmio driver frees its rings right after the write that resets the device, without polling.
+    /// Answers whether the queues stopped within [`RESET_DEADLINE`].
+    pub fn stop(&self) -> bool {
+        let (stopped, wait) = channel();
+        self.command(Command::Stop(stopped));
+        // An attendant that is gone has no queue running.
+        let stopped = !matches!(wait.recv_timeout(RESET_DEADLINE), Err(RecvTimeoutError::Timeout));
+        self.failed.store(!stopped, Ordering::Release);
+        stopped
+    }
+
+    /// Marks the device as broken until the driver resets it, and tells the driver (virtio 1.2, section 2.1.2).
+    pub fn fail(&self) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            self.notify_config_change();
+        }
+    }
+
+    /// Whether the device is broken.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    fn notify_config_change(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.config_changed.store(true, Ordering::Release);
+        // EAGAIN: an interrupt is on its way already.
+        let _ = self.config_interrupt.write(1);
+    }
+
+    /// The configuration's generation (virtio 1.2, section 2.5).
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether a configuration change has not been acknowledged.
+    pub fn config_changed(&self) -> bool {
+        self.config_changed.load(Ordering::Acquire)
+    }
+
+    /// The driver acknowledged the configuration change.
+    pub fn acknowledge_config_change(&self) {
+        self.config_changed.store(false, Ordering::Release);
+    }
+}

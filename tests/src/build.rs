@@ -11,23 +11,30 @@ use crate::{paths, progress};
 /// The product's executables, each in the package of the same name.
 pub const PRODUCT: [&str; 5] = ["ozone", "vmm-core", "ozone-blk", "ozone-net", "ozone-console"];
 
+/// Set to anything, it makes [`product`] take the executables as they are.
+pub const BUILT: &str = "OZONE_BUILT";
+
 /// Builds the product's executables.
 pub fn product() -> Result<Vec<PathBuf>> {
+    let executables = PRODUCT.iter().map(|name| paths::release().join(name));
+    if std::env::var_os(BUILT).is_some() {
+        return Ok(executables.filter(|path| path.exists()).collect());
+    }
     progress::step("build the product", || {
-        cargo(["build", "--release"].into_iter().chain(PRODUCT.iter().flat_map(|name| ["--package", name])))
+        cargo(["build", "--quiet", "--release"].into_iter().chain(PRODUCT.iter().flat_map(|name| ["--package", name])))
     })?;
-    Ok(PRODUCT.iter().map(|name| paths::release().join(name)).collect())
+    Ok(executables.collect())
 }
 
 /// Builds this workspace's xtask as it runs in a host.
 pub fn xtask() -> Result<PathBuf> {
-    progress::step("build xtask", || cargo(["build", "--release", "--package", "xtask"]))?;
+    progress::step("build xtask", || cargo(["build", "--quiet", "--release", "--package", "xtask"]))?;
     Ok(paths::release().join("xtask"))
 }
 
 /// Builds the test host's init.
 pub fn agent() -> Result<PathBuf> {
-    progress::step("build the agent", || cargo(["build", "--release", "--package", "agent"]))?;
+    progress::step("build the agent", || cargo(["build", "--quiet", "--release", "--package", "agent"]))?;
     Ok(paths::release().join("agent"))
 }
 
@@ -39,11 +46,8 @@ where
 {
     let arguments: Vec<_> = arguments.into_iter().map(|it| it.as_ref().to_owned()).collect();
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(program)
-        .args(&arguments)
-        .current_dir(paths::workspace())
-        .status()
-        .context("start cargo")?;
+    let status =
+        Command::new(program).args(&arguments).current_dir(paths::workspace()).status().context("start cargo")?;
     ensure!(status.success(), "cargo {}: {status}", arguments.join(OsStr::new(" ")).display());
     Ok(())
 }

@@ -7,10 +7,7 @@ use anyhow::{Context, Result, bail};
 /// Runs `command` and returns its standard output; a failure carries what it printed.
 pub fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {program}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {program}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let arguments: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();

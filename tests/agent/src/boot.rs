@@ -34,8 +34,22 @@ pub fn set_up() -> Result<()> {
 
 fn directories() -> Result<()> {
     for name in [
-        "proc", "sys", "dev", "run", "tmp", "root", "home", "etc", "mnt", "bin", "sbin", "usr/bin",
-        "usr/sbin", "usr/local/bin", "var/tmp", "var/run",
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "root",
+        "home",
+        "etc",
+        "mnt",
+        "bin",
+        "sbin",
+        "usr/bin",
+        "usr/sbin",
+        "usr/local/bin",
+        "var/tmp",
+        "var/run",
     ] {
         fs::create_dir_all(Path::new("/").join(name)).with_context(|| format!("make /{name}"))?;
     }
@@ -86,9 +100,7 @@ fn modules() -> Result<()> {
 }
 
 fn devices() -> Result<()> {
-    for (link, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
-    {
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         let _ = symlink(target, Path::new("/dev").join(link));
     }
     // Owners and modes as Debian's udev rules set them.

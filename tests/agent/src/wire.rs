@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// No frame is longer than this; a longer one means that the stream is out of step.
 pub const MAX_FRAME: usize = 1 << 20;

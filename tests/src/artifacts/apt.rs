@@ -136,10 +136,7 @@ impl Apt {
     /// Name and version of the kernel package that `linux-image-cloud-amd64` of that series stands for.
     fn kernel(&self, series: &str) -> Result<String> {
         let shown = tool::output(
-            Command::new("apt-cache")
-                .arg("-c")
-                .arg(&self.configuration)
-                .args(["show", "linux-image-cloud-amd64"]),
+            Command::new("apt-cache").arg("-c").arg(&self.configuration).args(["show", "linux-image-cloud-amd64"]),
         )?;
         kernel_package(&shown, series)
             .with_context(|| format!("no linux-image-cloud-amd64 {series}x in Debian's lists"))
@@ -148,9 +145,9 @@ impl Apt {
 
 /// Finds the series in apt's paragraphs (newest first) and turns `name (= version)` into `name=version`.
 fn kernel_package(shown: &str, series: &str) -> Option<String> {
-    let paragraph = shown.split("\n\n").find(|paragraph| {
-        field(paragraph, "Version").is_some_and(|version| version.starts_with(series))
-    })?;
+    let paragraph = shown
+        .split("\n\n")
+        .find(|paragraph| field(paragraph, "Version").is_some_and(|version| version.starts_with(series)))?;
     let (name, version) = field(paragraph, "Depends")?.split_once(" (= ")?;
     let (version, _) = version.split_once(')')?;
     Some(format!("{name}={version}"))

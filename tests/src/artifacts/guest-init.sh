@@ -52,5 +52,13 @@ if [ -n "$root" ]; then
     echo "ozone-guest: cannot mount $root"
 fi
 
-setsid -c sh < "/dev/$console" > "/dev/$console" 2>&1
+exec < "/dev/$console" > "/dev/$console" 2>&1
+case $init in
+    commands)
+        stty -echo
+        echo "ozone-guest: ready"
+        while read -r line; do eval "$line"; status=$?; done
+        ;;
+    *) setsid -c sh ;;
+esac
 poweroff -f

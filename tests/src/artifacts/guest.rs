@@ -87,14 +87,8 @@ impl GuestFiles {
 }
 
 /// Names of the files, in the cache and in [`layout::GUEST`].
-pub const FILES: [&str; 6] = [
-    "bzImage-6.1",
-    "bzImage-6.12",
-    "vmlinux-6.1",
-    "initramfs-6.1.cpio",
-    "initramfs-6.12.cpio",
-    "root.ext4",
-];
+pub const FILES: [&str; 6] =
+    ["bzImage-6.1", "bzImage-6.12", "vmlinux-6.1", "initramfs-6.1.cpio", "initramfs-6.12.cpio", "root.ext4"];
 
 /// The guest's files in the cache, made if they are not there yet.
 pub fn guest() -> Result<Stored> {

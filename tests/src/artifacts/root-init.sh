@@ -1,6 +1,7 @@
 #!/bin/sh
 # Init of the guest's root file system. The command line says what to do:
 #   ozone.init=shell       a shell on the console; the guest powers off when it ends (the default)
+#   ozone.init=commands    carries out one line after the other, without prompt or echo: for tests
 #   ozone.init=check       a self-check, one line per result; then powers off
 #   ozone.ip=ADDRESS/BITS  address of eth0
 #   ozone.ping=ADDRESS     what the check pings
@@ -53,6 +54,11 @@ case $init in
         read -r -t 20 answer
         [ "$answer" = go ]
         report console $? "read '$answer' instead of 'go'"
+        ;;
+    commands)
+        stty -echo
+        echo "ozone-guest: ready"
+        while read -r line; do eval "$line"; status=$?; done
         ;;
     *)
         # A session of its own, so that job control works and Ctrl-C reaches what runs.

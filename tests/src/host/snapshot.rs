@@ -40,17 +40,13 @@ pub fn snapshot(memory_bytes: u64) -> Result<Snapshot> {
         include_bytes!("snapshot.rs"),
         &memory_bytes.to_le_bytes(),
     ]);
-    let stored = store::directory("snapshot", &key, |directory| {
-        save(&files, guest.path(), memory_bytes, directory)
-    })?;
+    let stored = store::directory("snapshot", &key, |directory| save(&files, guest.path(), memory_bytes, directory))?;
     Ok(Snapshot { files, stored, memory_bytes })
 }
 
 fn save(files: &HostFiles, guest: &Path, memory_bytes: u64, directory: &Path) -> Result<()> {
-    let puts: Vec<_> = FILES
-        .iter()
-        .map(|name| Put { from: guest.join(name), to: format!("{}/{name}", layout::GUEST) })
-        .collect();
+    let puts: Vec<_> =
+        FILES.iter().map(|name| Put { from: guest.join(name), to: format!("{}/{name}", layout::GUEST) }).collect();
     let parcel = Parcel::pack(&puts)?;
     let memory = directory.join("memory");
     File::create(&memory)?.set_len(memory_bytes)?;

@@ -21,7 +21,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest message in bytes.
-pub const MESSAGE: usize = 64 * 1024;
+pub const MESSAGE: usize = 128 * 1024;
 
 /// The most descriptors in one message.
 pub const DESCRIPTORS: usize = 32;

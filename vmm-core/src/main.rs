@@ -53,7 +53,8 @@ fn main() -> ExitCode {
 fn run(control: &Control) -> Result<Cause, Fault> {
     let boot = receive_boot(control)?;
     let (events, received) = channel();
-    let machine = Machine::build(boot, &events)?;
+    // Never dropped: the vCPUs run on in its memory until the process exits.
+    let machine = Box::leak(Box::new(Machine::build(boot, &events)?));
     let reader = control.clone();
     thread::Builder::new()
         .name(String::from("control"))
@@ -79,7 +80,7 @@ fn receive_boot(control: &Control) -> Result<Boot, Fault> {
 }
 
 /// Answers `ozone` and watches over the threads until the machine ends.
-fn serve(control: &Control, mut machine: Machine, events: &Receiver<Event>) -> Result<Cause, Fault> {
+fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>) -> Result<Cause, Fault> {
     let mut asked_to_run = false;
     let mut running = false;
     loop {

@@ -1,9 +1,52 @@
-//! The tables of `core`.
+//! The tables of `vmm-core`.
 
-use crate::filter::Rule;
+use libc::{
+    F_GETFD as LIBC_F_GETFD, PROT_EXEC, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit, SYS_exit_group,
+    SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_memfd_create, SYS_mmap,
+    SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_sched_yield, SYS_sendmsg, SYS_sigaltstack, SYS_statx, SYS_write,
+};
 
-/// Until it is ready.
-pub const LAUNCH: &[Rule] = &[];
+use crate::filter::{Check, Rule, allow, allow_if};
 
-/// Once it is ready.
-pub const RUN: &[Rule] = &[];
+const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
+const F_GETFD: u32 = LIBC_F_GETFD.unsigned_abs();
+/// `_IO(KVMIO, 0x80)`, Linux `include/uapi/linux/kvm.h`.
+const KVM_RUN: u32 = 0xae80;
+
+/// Until the vCPUs start: the machine is made.
+pub const LAUNCH: &[Rule] = &[
+    allow(SYS_ioctl, "KVM's calls that make the machine"),
+    allow(SYS_memfd_create, "guest memory"),
+    allow(SYS_ftruncate, "the size of guest memory"),
+    allow(SYS_fcntl, "seals on guest memory; duplicates of the image descriptors"),
+    allow(SYS_eventfd2, "kicks, calls and interrupts"),
+    allow(SYS_lseek, "the kernel image and the initial ramdisk are read from their start"),
+    allow(SYS_pread64, "the kernel image's headers"),
+    allow(SYS_statx, "the images' lengths"),
+    allow(SYS_fstat, "the images' lengths, asked by the C library's older call"),
+];
+
+/// Once the vCPUs run.
+pub const RUN: &[Rule] = &[
+    allow_if(SYS_ioctl, &[Check::Equals(1, KVM_RUN)], "the vCPUs run"),
+    allow(SYS_read, "part of a backend's answer"),
+    allow(SYS_write, "the serial port's pipe, interrupts of the core's own devices, log lines"),
+    allow(SYS_sendmsg, "messages to ozone, requests to backends"),
+    allow(SYS_recvmsg, "messages of ozone, answers of backends"),
+    allow(SYS_futex, "locks and queues between threads"),
+    allow(SYS_sched_yield, "the standard library's queues back off"),
+    allow(SYS_clock_gettime, "deadlines, where the clock cannot be read in user space"),
+    allow_if(SYS_fcntl, &[Check::Equals(1, F_GETFD)], "the standard library's check before it closes a descriptor"),
+    allow(SYS_close, "the socket of a backend that is gone"),
+    allow(SYS_brk, "the heap grows"),
+    allow_if(SYS_mmap, &[Check::Without(2, NO_EXEC)], "the heap grows by mappings"),
+    allow_if(SYS_mprotect, &[Check::Without(2, NO_EXEC)], "heap of a thread grows"),
+    allow(SYS_munmap, "heap given back, stacks of ended threads"),
+    allow(SYS_madvise, "heap given back, stacks of ended threads"),
+    allow(SYS_rt_sigprocmask, "end of a thread"),
+    allow(SYS_rt_sigreturn, "return from the standard library's stack overflow handler"),
+    allow(SYS_sigaltstack, "end of a thread"),
+    allow(SYS_exit, "end of a thread"),
+    allow(SYS_exit_group, "end of the process"),
+];

@@ -13,6 +13,9 @@ use super::image::{self, Image};
 use super::{acpi, layout, linux_boot, pvh};
 use crate::memory::Memory;
 
+/// What Linux on x86 takes; an ELF image does not say, and the kernel would cut the rest off without a word.
+const LINUX_COMMAND_LINE: u64 = 2047;
+
 /// Where the first vCPU starts, and in which mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -63,6 +66,9 @@ pub fn load(boot: &Boot, memory: &Memory) -> Result<Entry, Fault> {
             Ok(Entry::Long(layout::EXTENDED_START + linux_boot::ENTRY_64_OFFSET))
         }
         Image::Elf => {
+            if boot.command_line.len() as u64 > LINUX_COMMAND_LINE {
+                return Err(command_line_too_long(&boot.command_line, LINUX_COMMAND_LINE));
+            }
             let loaded = Elf::load(memory, None, &mut kernel, None).map_err(does_not_fit)?;
             if loaded.kernel_end > low_end {
                 return Err(Fault::input(format!(

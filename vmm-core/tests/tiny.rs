@@ -1,0 +1,268 @@
+//! The real `vmm-core` process running payloads of a few instructions, on whatever KVM this machine has.
+//!
+//! No jail and no launch filter here; the run filter is on, as always.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt, FdMapping};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use protocol::{Boot, Cause, Channel, Cpus, Fault, FaultKind, FromCore, LinkError, Machine, Memory, ToCore};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const LOAD: u64 = 0x10_0000;
+
+/// Machine code, put together by hand.
+#[derive(Default)]
+struct Code(Vec<u8>);
+
+impl Code {
+    fn out(mut self, port: u16, value: u8) -> Self {
+        let [low, high] = port.to_le_bytes();
+        self.0.extend([0x66, 0xba, low, high, 0xb0, value, 0xee]);
+        self
+    }
+
+    fn print(self, text: &str) -> Self {
+        text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
+    }
+
+    /// Prints the four bytes at `address`.
+    fn print_word_at(mut self, address: u64) -> Self {
+        self.0.push(0xa1);
+        self.0.extend(address.to_le_bytes());
+        self.0.extend([0x66, 0xba, 0xf8, 0x03]);
+        for _ in 0..4 {
+            self.0.extend([0xee, 0xc1, 0xe8, 0x08]);
+        }
+        self
+    }
+
+    fn raw(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self
+    }
+
+    fn halt(self) -> Self {
+        self.raw(&[0xf4, 0xeb, 0xfd])
+    }
+
+    /// An ELF executable that is loaded and entered at 1 MiB.
+    fn elf(&self) -> Vec<u8> {
+        let mut elf = vec![0; 64 + 56];
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        elf[16] = 2;
+        elf[18] = 62;
+        elf[24..32].copy_from_slice(&LOAD.to_le_bytes());
+        elf[32] = 64;
+        elf[52] = 64;
+        elf[54] = 56;
+        elf[56] = 1;
+        elf[64] = 1;
+        elf[68] = 5;
+        elf[72..80].copy_from_slice(&120u64.to_le_bytes());
+        elf[80..88].copy_from_slice(&LOAD.to_le_bytes());
+        elf[88..96].copy_from_slice(&LOAD.to_le_bytes());
+        elf[96..104].copy_from_slice(&(self.0.len() as u64).to_le_bytes());
+        elf[104..112].copy_from_slice(&(self.0.len() as u64).to_le_bytes());
+        elf.extend(&self.0);
+        elf
+    }
+}
+
+struct Core {
+    control: Channel<ToCore, FromCore>,
+    serial: File,
+    process: Child,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn memfd(bytes: &[u8]) -> OwnedFd {
+    let mut file = File::from(memfd_create("image", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.write_all(bytes).unwrap();
+    file.into()
+}
+
+impl Core {
+    fn boot(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str, memory: u64, cpus: u8) -> Self {
+        let kvm = File::options().read(true).write(true).open("/dev/kvm");
+        let kvm = kvm.expect("these tests need /dev/kvm: run them as root on a host with KVM, or in the test host");
+        let (control, theirs) = Channel::pair().unwrap();
+        let mapping = vec![FdMapping { parent_fd: theirs, child_fd: protocol::link::CONTROL }];
+        let process = Command::new(env!("CARGO_BIN_EXE_vmm-core")).env_clear().fd_mappings(mapping).unwrap().spawn();
+        let (serial, writer) = nix::unistd::pipe().unwrap();
+        let boot = Boot {
+            machine: Machine::Microvm1,
+            kvm: OwnedFd::from(kvm).into(),
+            kernel: memfd(kernel).into(),
+            initrd: initrd.map(|bytes| memfd(bytes).into()),
+            command_line: command_line.into(),
+            cpus: Cpus { boot: cpus, max: cpus },
+            memory: Memory { size: memory },
+            slots: vec![],
+            serial: writer.into(),
+        };
+        let core = Self { control, serial: serial.into(), process: process.unwrap() };
+        core.control.send(&ToCore::Boot(boot)).unwrap();
+        // A core that refuses its kernel may be gone by now.
+        let _ = core.control.send(&ToCore::Run);
+        core
+    }
+
+    fn next(&self) -> Result<FromCore, LinkError> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&self.control), PollFlags::POLLIN)];
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();
+        assert_eq!(ready, 1, "no message from the core within {DEADLINE:?}");
+        self.control.receive()
+    }
+
+    /// Runs to the end and answers how it ended and what the serial port said.
+    fn end(mut self) -> (FromCore, String) {
+        let last = loop {
+            match self.next() {
+                Ok(FromCore::Running) => {}
+                Ok(message) => break message,
+                Err(error) => panic!("the core ended without a last word: {error}; {:?}", self.process.wait()),
+            }
+        };
+        assert!(self.process.wait().unwrap().success());
+        let mut text = Vec::new();
+        self.serial.read_to_end(&mut text).unwrap();
+        (last, String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+fn run(code: &Code) -> (FromCore, String) {
+    Core::boot(&code.elf(), None, "", 64 << 20, 1).end()
+}
+
+fn cause(code: &Code) -> Cause {
+    match run(code).0 {
+        FromCore::Exited(cause) => cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn fault(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> Fault {
+    match Core::boot(kernel, initrd, command_line, 64 << 20, 1).end().0 {
+        FromCore::Failed(fault) => fault,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_guest_prints_arrives_before_its_power_off() {
+    let (last, text) = run(&Code::default().print("hello from ring 0").out(0x600, 0x34).halt());
+    assert!(matches!(last, FromCore::Exited(Cause::PowerOff)), "{last:?}");
+    assert_eq!(text, "hello from ring 0");
+}
+
+#[test]
+fn reset_register_and_keyboard_controller_reset() {
+    assert_eq!(cause(&Code::default().out(0x602, 1).halt()), Cause::Reset);
+    assert_eq!(cause(&Code::default().out(0x64, 0xfe).halt()), Cause::Reset);
+}
+
+#[test]
+fn a_reported_panic_is_told_from_a_power_off() {
+    assert_eq!(cause(&Code::default().out(0x505, 1).halt()), Cause::Panic);
+}
+
+#[test]
+fn an_exception_without_handlers_is_a_triple_fault() {
+    assert_eq!(cause(&Code::default().raw(&[0x0f, 0x0b])), Cause::TripleFault);
+}
+
+#[test]
+fn empty_device_slots_read_as_all_ones() {
+    let (_, text) = run(&Code::default().print_word_at(0xd000_0000).out(0x600, 0x34).halt());
+    assert_eq!(text.chars().count(), 4);
+    assert!(!text.contains("virt"));
+}
+
+#[test]
+fn several_vcpus_are_made_and_only_the_first_runs_the_kernel() {
+    let code = Code::default().print("once").out(0x600, 0x34).halt();
+    let (last, text) = Core::boot(&code.elf(), None, "", 64 << 20, 4).end();
+    assert!(matches!(last, FromCore::Exited(Cause::PowerOff)), "{last:?}");
+    assert_eq!(text, "once");
+}
+
+#[test]
+fn memory_reaches_across_the_hole_below_4_gib() {
+    // The last word of 5 GiB is at 6 GiB - 4; the identity map of the boot state ends at 4 GiB, so the payload looks
+    // at the last word below the hole.
+    let code = Code::default().print_word_at(0xc000_0000 - 4).out(0x600, 0x34).halt();
+    let (last, text) = Core::boot(&code.elf(), None, "", 5 << 30, 1).end();
+    assert!(matches!(last, FromCore::Exited(Cause::PowerOff)), "{last:?}");
+    assert_eq!(text, "\0\0\0\0");
+}
+
+#[test]
+fn what_is_not_a_kernel_is_the_users_fault() {
+    for image in [&b""[..], b"x", &[0; 4096], b"#!/bin/sh\nexit 0\n"] {
+        let fault = fault(image, None, "");
+        assert_eq!(fault.kind, FaultKind::Input, "{fault}");
+        assert!(fault.message.starts_with("--kernel: "), "{fault}");
+    }
+}
+
+#[test]
+fn a_truncated_kernel_is_the_users_fault() {
+    let whole = Code::default().print(&"x".repeat(1000)).elf();
+    for part in 0..32 {
+        let fault = fault(&whole[..whole.len() * part / 32], None, "");
+        assert_eq!(fault.kind, FaultKind::Input, "{part}/32: {fault}");
+    }
+}
+
+#[test]
+fn an_initial_ramdisk_or_command_line_that_is_too_long_is_the_users_fault() {
+    let kernel = Code::default().halt().elf();
+    let initrd = vec![0; 65 << 20];
+    let too_large = fault(&kernel, Some(&initrd), "");
+    assert_eq!(too_large.kind, FaultKind::Input);
+    assert!(too_large.message.starts_with("--initrd: "), "{too_large}");
+    for length in [2048, 70_000] {
+        let too_long = fault(&kernel, None, &"x".repeat(length));
+        assert_eq!(too_long.kind, FaultKind::Input);
+        assert!(too_long.message.starts_with("--append: "), "{too_long}");
+    }
+}
+
+#[test]
+fn a_message_out_of_turn_ends_the_core() {
+    let core = Core::boot(&Code::default().halt().elf(), None, "", 64 << 20, 1);
+    assert!(matches!(core.next(), Ok(FromCore::Running)));
+    core.control.send(&ToCore::Run).unwrap();
+    assert!(matches!(core.next(), Ok(FromCore::Failed(Fault { kind: FaultKind::Internal, .. }))));
+}
+
+#[test]
+fn the_core_ends_when_its_launcher_does() {
+    let core = Core::boot(&Code::default().halt().elf(), None, "", 64 << 20, 1);
+    assert!(matches!(core.next(), Ok(FromCore::Running)));
+    let Core { control, process, .. } = &mut { core };
+    nix::sys::socket::shutdown(
+        std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(control)),
+        nix::sys::socket::Shutdown::Both,
+    )
+    .unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while process.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the core still runs {DEADLINE:?} after its control channel closed");
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,134 @@
+//! The life of a backend process.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
+use protocol::{Channel, DeviceSpec, Fault, FromBackend, LinkError, ToBackend};
+use seccomp::Role;
+
+use crate::descriptor::{self, Wake};
+use crate::device::{Device, Opened};
+use crate::outbox::{Errand, Outbox};
+use crate::server::{self, Server};
+use crate::worker::Worker;
+
+type Control = Channel<FromBackend, ToBackend>;
+
+/// Is a backend of `role`: takes what `ozone` sends, opens the device with `open`, and serves it to the core until the
+/// core or `ozone` is gone.
+///
+/// `on_parent_death` is the signal that ends this process when `ozone` dies.
+pub fn run<D: Device>(
+    role: Role,
+    on_parent_death: Signal,
+    open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
+) -> ExitCode {
+    protocol::log::install();
+    if let Err(error) = protocol::process::enter(on_parent_death) {
+        log::error!("prepare the process: {error}");
+        return ExitCode::FAILURE;
+    }
+    let control = match Control::inherited() {
+        Ok(control) => control,
+        Err(error) => {
+            log::error!("{error}: this program is started by ozone, not by hand");
+            return ExitCode::FAILURE;
+        }
+    };
+    match backend(role, &control, open) {
+        Ok(reason) => {
+            log::info!("{role} ends: {reason}");
+            ExitCode::SUCCESS
+        }
+        Err(fault) => {
+            log::error!("{fault}");
+            if let Err(error) = control.try_send(&FromBackend::Failed(fault)) {
+                log::warn!("report the failure: {error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One launch, top to bottom; returns why the process ends.
+fn backend<D: Device>(
+    role: Role,
+    control: &Control,
+    open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
+) -> Result<String, Fault> {
+    let host = |what: &'static str| move |error: &dyn std::fmt::Display| Fault::host(format!("{what}: {error}"));
+    let start = match control.receive() {
+        Ok(ToBackend::Start(start)) => start,
+        Ok(_) => return Err(Fault::internal("the first message to a backend was not 'start'")),
+        Err(LinkError::Closed) => return Ok("ozone has gone".into()),
+        Err(error) => return Err(Fault::internal(error.to_string())),
+    };
+    let (outbox, errands, wake) = Outbox::new().map_err(|errno| host("make an eventfd")(&errno))?;
+    let Opened { device, queues } = open(start.spec, &outbox)?;
+    let device = Arc::new(device);
+
+    // Every thread has to exist before the run filter: there is no clone(2) in it.
+    let workers = (0..).zip(queues).map(|(index, handler)| Worker::spawn(&format!("queue-{index}"), handler));
+    let workers = workers.collect::<Result<Vec<_>, _>>().map_err(|error| host("start a queue's thread")(&error))?;
+    let server = Server::new(Arc::clone(&device), workers);
+    let socket = UnixStream::from(start.socket.into_fd());
+    let (go, gate) = channel::<()>();
+    let thread = move || {
+        if gate.recv().is_ok() {
+            outbox.end(server::serve(socket, server));
+        }
+    };
+    std::thread::Builder::new()
+        .name("vhost-user".into())
+        .spawn(thread)
+        .map_err(|error| host("start the vhost-user thread")(&error))?;
+
+    seccomp::install_run(role).map_err(|error| Fault::host(error.to_string()))?;
+    let _ = go.send(());
+    match control.send(&FromBackend::Ready) {
+        Ok(()) => {}
+        Err(LinkError::Closed) => return Ok("ozone has gone".into()),
+        Err(error) => return Err(Fault::internal(error.to_string())),
+    }
+    loop {
+        wait(control, &wake)?;
+        while let Ok(errand) = errands.try_recv() {
+            match errand {
+                Errand::Send(message) => match control.try_send(&message) {
+                    Ok(()) => {}
+                    // Nothing that is sent matters once more than ozone's socket holds is waiting there.
+                    Err(LinkError::WouldBlock) => log::warn!("ozone does not read: a message to it was dropped"),
+                    Err(LinkError::Closed) => return Ok("ozone has gone".into()),
+                    Err(error) => return Err(Fault::internal(error.to_string())),
+                },
+                Errand::End(reason) => return Ok(reason),
+            }
+        }
+        match control.try_receive() {
+            Ok(message) if device.message(&message) => {}
+            Ok(_) => return Err(Fault::internal("ozone sent a message that this device does not expect")),
+            Err(LinkError::WouldBlock) => {}
+            Err(LinkError::Closed) => return Ok("ozone has gone".into()),
+            Err(error) => return Err(Fault::internal(error.to_string())),
+        }
+    }
+}
+
+/// Waits for a message of `ozone` or an errand.
+fn wait(control: &Control, wake: &Wake) -> Result<(), Fault> {
+    let mut fds = [PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+    match descriptor::wait(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(Fault::host(format!("wait for messages: {errno}"))),
+    }
+    if fds[1].any() == Some(true) {
+        wake.lower();
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! The thread that serves one virtqueue.
+//!
+//! It exists before the run filter is installed, since nothing can start a thread afterwards, and waits until it is given
+//! a ring. Stopping is a round trip: when [`Worker::stop`] returns, the thread no longer touches guest memory.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::descriptor::{Call, Wake};
+use crate::device::{Next, QueueHandler};
+use crate::ring::{Ring, RingError};
+
+/// The size of a queue thread's stack in bytes.
+const STACK: usize = 256 * 1024;
+
+/// How long a stop waits before it looks whether the thread hangs in a call.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What a wake-up is for. Sources of the handler follow.
+const STOP: u64 = 0;
+const KICK: u64 = 1;
+const SOURCES: u64 = 2;
+
+/// A ring to be served, and the descriptors that go with it.
+#[derive(Debug)]
+pub struct Job {
+    /// The ring.
+    pub ring: Ring,
+    /// What the driver kicks.
+    pub kick: Arc<File>,
+    /// What tells the core that the driver broke the rules (VHOST_USER_SET_VRING_ERR).
+    pub error: Option<Arc<Call>>,
+    /// What the driver accepted.
+    pub features: u64,
+}
+
+/// A queue's thread, seen from outside.
+pub struct Worker {
+    jobs: Sender<Job>,
+    stopped: Receiver<u16>,
+    stop: Arc<Wake>,
+    /// What the thread may be hanging in while a ring runs.
+    calls: Vec<Arc<Call>>,
+    running: bool,
+    violations: Arc<AtomicU64>,
+}
+
+struct Thread {
+    name: String,
+    handler: Box<dyn QueueHandler>,
+    epoll: Epoll,
+    stop: Arc<Wake>,
+    violations: Arc<AtomicU64>,
+}
+
+impl Worker {
+    /// Starts the thread of a queue, called `name`.
+    ///
+    /// # Errors
+    /// What the kernel answers for want of threads or descriptors.
+    pub fn spawn(name: &str, handler: Box<dyn QueueHandler>) -> std::io::Result<Self> {
+        let stop = Arc::new(Wake::new()?);
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(stop.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        for (index, source) in (SOURCES..).zip(handler.sources()) {
+            epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index))?;
+        }
+        let violations = Arc::new(AtomicU64::new(0));
+        let (jobs, incoming) = channel();
+        let (outgoing, stopped) = channel();
+        let mut thread = Thread {
+            name: name.to_owned(),
+            handler,
+            epoll,
+            stop: Arc::clone(&stop),
+            violations: Arc::clone(&violations),
+        };
+        let body = move || {
+            while let Ok(job) = incoming.recv() {
+                if outgoing.send(thread.serve(job)).is_err() {
+                    break;
+                }
+            }
+        };
+        std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body)?;
+        Ok(Self { jobs, stopped, stop, calls: Vec::new(), running: false, violations })
+    }
+
+    /// Serves `job`; a ring that runs is stopped first.
+    pub fn start(&mut self, job: Job, call: Option<Arc<Call>>) {
+        let _ = self.stop();
+        self.calls = call.into_iter().chain(job.error.clone()).collect();
+        self.running = self.jobs.send(job).is_ok();
+    }
+
+    /// Stops the ring and returns the index of its next available entry; `None` if none runs.
+    ///
+    /// It waits for the requests in flight, as long as the host takes for them.
+    pub fn stop(&mut self) -> Option<u16> {
+        if !self.running {
+            return None;
+        }
+        self.running = false;
+        self.stop.raise();
+        loop {
+            match self.stopped.recv_timeout(PATIENCE) {
+                Ok(next_available) => return Some(next_available),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                // The core may have filled a call's counter up, which would hold the thread for ever.
+                Err(RecvTimeoutError::Timeout) => self.calls.iter().for_each(|call| call.release()),
+            }
+        }
+    }
+
+    /// How often a ring was given up for a violation of its rules.
+    pub fn violations(&self) -> u64 {
+        self.violations.load(Ordering::Relaxed)
+    }
+}
+
+impl Thread {
+    fn serve(&mut self, mut job: Job) -> u16 {
+        // Edge-triggered, a kick needs no reading: see the module `descriptor`.
+        let kick = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, KICK);
+        let watched = self.epoll.add(job.kick.as_fd(), kick);
+        if let Err(errno) = watched {
+            log::error!("{}: the kick descriptor cannot be watched: {errno}", self.name);
+            self.stop.lower();
+            return job.ring.next_available();
+        }
+        self.handler.start(job.features);
+        let outcome = self.work(&mut job.ring);
+        // The open file description lives on in the core, and with it the registration, if it is not taken back.
+        let _ = self.epoll.delete(job.kick.as_fd());
+        if let Err(error) = outcome {
+            self.violations.fetch_add(1, Ordering::Relaxed);
+            log::error!("{}: the driver broke the rules, the queue is given up until a reset: {error}", self.name);
+            if let Some(call) = &job.error {
+                call.signal();
+            }
+            self.stop.lower();
+        }
+        if let Err(error) = self.handler.stop(&mut job.ring) {
+            log::warn!("{}: stopping: {error}", self.name);
+        }
+        job.ring.next_available()
+    }
+
+    /// Serves the ring until it is stopped or breaks the rules.
+    fn work(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+        let mut events = [EpollEvent::empty(); 8];
+        loop {
+            let timeout = match self.handler.run(ring)? {
+                Next::Again => EpollTimeout::ZERO,
+                Next::Wait => EpollTimeout::NONE,
+            };
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => {
+                    log::error!("{}: wait for events: {errno}", self.name);
+                    self.stop.lower();
+                    return Ok(());
+                }
+            };
+            for event in events.iter().take(count) {
+                match event.data() {
+                    STOP => {
+                        self.stop.lower();
+                        return Ok(());
+                    }
+                    KICK => {}
+                    source => self.handler.ready(usize::try_from(source.saturating_sub(SOURCES)).unwrap_or(0)),
+                }
+            }
+        }
+    }
+}

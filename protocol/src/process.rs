@@ -1,9 +1,13 @@
 //! What every jailed process does before anything else.
 
 use std::io;
+use std::sync::mpsc;
+use std::thread;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+
+use crate::fault::Fault;
 
 /// Takes the process name from the first argument, forbids core dumps and ptrace by the same user, and asks for
 /// `on_parent_death` when `ozone` dies.
@@ -24,4 +28,24 @@ pub fn enter(on_parent_death: Signal) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Starts a thread and returns once it runs `body`.
+///
+/// The system calls of a thread's start (its name, its signal stack) are not in any run table: a filter that is installed
+/// in all threads must not meet one that is still starting.
+///
+/// # Errors
+/// A host fault when there is no room for a thread.
+pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+    let (started, wait) = mpsc::channel();
+    let run = move || {
+        // The receiver waits for this one message.
+        let _ = started.send(());
+        body();
+    };
+    let failed = |error: &dyn std::fmt::Display| Fault::host(format!("start the thread '{name}': {error}"));
+    let thread = thread::Builder::new().name(name.chars().take(15).collect()).spawn(run);
+    thread.map_err(|error| failed(&error))?;
+    wait.recv().map_err(|error| failed(&error))
 }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use kvm_ioctls::VmFd;
+use protocol::process::spawn;
 use protocol::{Boot, DeviceId, Fault};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -133,12 +133,4 @@ fn create_vcpu(
         vm.create_vcpu(u64::from(index)).map_err(|error| Fault::host(format!("KVM_CREATE_VCPU {index}: {error}")))?;
     arch::configure_vcpu(&vcpu, index, count, supported, memory, entry)?;
     Ok(vcpu)
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
-    thread::Builder::new()
-        .name(name.chars().take(15).collect())
-        .spawn(body)
-        .map(|_| ())
-        .map_err(|error| Fault::host(format!("start the thread '{name}': {error}")))
 }

@@ -17,7 +17,6 @@ mod virtio;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 
 use event::Event;
 use machine::Machine;
@@ -56,18 +55,15 @@ fn run(control: &Control) -> Result<Cause, Fault> {
     // Never dropped: the vCPUs run on in its memory until the process exits.
     let machine = Box::leak(Box::new(Machine::build(boot, &events)?));
     let reader = control.clone();
-    thread::Builder::new()
-        .name(String::from("control"))
-        .spawn(move || {
-            loop {
-                let message = reader.receive();
-                let ended = message.is_err();
-                if events.send(Event::Control(message)).is_err() || ended {
-                    return;
-                }
+    protocol::process::spawn("control", move || {
+        loop {
+            let message = reader.receive();
+            let ended = message.is_err();
+            if events.send(Event::Control(message)).is_err() || ended {
+                return;
             }
-        })
-        .map_err(|error| Fault::host(format!("start the control thread: {error}")))?;
+        }
+    })?;
     serve(control, machine, &received)
 }
 

@@ -1,9 +1,9 @@
 //! vCPU threads: parked at a barrier, started together, then one loop over KVM_RUN.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use protocol::process;
 use protocol::{Cause, Fault};
 
 use crate::bus::Bus;
@@ -48,11 +48,7 @@ pub fn spawn(index: u8, vcpu: VcpuFd, buses: Arc<Buses>, gate: Arc<Gate>, events
         // A receiver that is gone means that the machine is ending already.
         let _ = events.send(end);
     };
-    thread::Builder::new()
-        .name(format!("vcpu{index}"))
-        .spawn(run)
-        .map(|_| ())
-        .map_err(|error| Fault::host(format!("start the thread of vCPU {index}: {error}")))
+    process::spawn(&format!("vcpu{index}"), run)
 }
 
 /// Runs the guest until it ends. Power-off and reset are reported by their devices; this thread then runs on until the

@@ -44,10 +44,23 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
+    cargo_with(&[], arguments)
+}
+
+/// Runs cargo with these variables set.
+pub fn cargo_with<I, S>(environment: &[(&str, String)], arguments: I) -> Result<()>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
     let arguments: Vec<_> = arguments.into_iter().map(|it| it.as_ref().to_owned()).collect();
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status =
-        Command::new(program).args(&arguments).current_dir(paths::workspace()).status().context("start cargo")?;
+    let status = Command::new(program)
+        .args(&arguments)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .current_dir(paths::workspace())
+        .status()
+        .context("start cargo")?;
     ensure!(status.success(), "cargo {}: {status}", arguments.join(OsStr::new(" ")).display());
     Ok(())
 }

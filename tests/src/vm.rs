@@ -248,7 +248,7 @@ impl Vm {
         let mark = format!("ozone-end-{}:", self.commands);
         self.send_line(&format!("{line}\necho {mark}$status."))?;
         let output = self.expect(&mark, deadline).with_context(|| format!("in the guest: {line}"))?;
-        let status = self.expect(".", ANSWER)?;
+        let status = self.expect(".\n", ANSWER)?;
         Ok((status.parse().with_context(|| format!("exit status '{status}'"))?, output))
     }
 

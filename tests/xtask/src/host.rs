@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use ozone_tests::host::{self, DEFAULT_MEMORY, Parcel, Put, Stdin, TestHost};
 use ozone_tests::{build, progress};
 
+use crate::prerequisites;
+
 /// Options of `cargo xtask host`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -21,13 +23,17 @@ pub struct Arguments {
     /// Kill everything after this many seconds; without it a command may run for ever.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
+    /// Only name what this machine lacks.
+    #[arg(long)]
+    no_install: bool,
     /// The command; without one a shell.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
 /// Runs the command in a test host and returns its exit status.
-pub fn run(arguments: Arguments) -> Result<i32> {
+pub fn run(arguments: Arguments) -> Result<u8> {
+    prerequisites::ensure_programs(true, !arguments.no_install)?;
     let mut puts: Vec<_> = build::product()?.into_iter().map(Put::executable).collect();
     puts.extend(arguments.put.iter().map(|text| parse_put(text)));
     let snapshot = host::snapshot(arguments.memory.unwrap_or(DEFAULT_MEMORY))?;
@@ -41,7 +47,7 @@ pub fn run(arguments: Arguments) -> Result<i32> {
     let command = wire::Command { argv, env: host::environment(), terminal };
     let deadline = arguments.deadline.map(Duration::from_secs);
     let exit = host.run(command, Stdin::Ours, deadline, &mut show)?;
-    Ok(exit.shell_code())
+    Ok(u8::try_from(exit.shell_code()).unwrap_or(u8::MAX))
 }
 
 /// Passes a command's output on as it comes.

@@ -1,9 +1,18 @@
 //! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask host`.
 #![allow(clippy::print_stdout)]
 
+mod demo;
 mod host;
+mod prerequisites;
+mod test;
 
+use std::process::ExitCode;
+
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+/// The exit code for "this machine lacks something", after the command that would install it.
+const LACKING: u8 = 2;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, tests and shows ozone.")]
@@ -14,19 +23,36 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Boots Debian's kernel with a disk, a NIC and a console, each in its own jailed process.
+    Demo(demo::Arguments),
+    /// Checks format and lints, and runs every test.
+    Test(test::Arguments),
     /// Runs a shell or one command in the test host, where KVM works.
     Host(host::Arguments),
+    /// The part of `demo` that runs where KVM is.
+    #[command(hide = true)]
+    DemoHere(demo::HereArguments),
 }
 
-fn main() {
-    let result = match Arguments::parse().command {
-        Command::Host(arguments) => host::run(arguments),
-    };
-    match result {
-        Ok(code) => std::process::exit(code),
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if error.is::<prerequisites::Lacking>() => {
+            eprintln!("{error}");
+            ExitCode::from(LACKING)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
-            std::process::exit(1);
+            ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Host(arguments) => host::run(arguments),
+        Command::DemoHere(arguments) => demo::here(&arguments),
     }
 }

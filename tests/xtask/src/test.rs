@@ -1,0 +1,62 @@
+//! `cargo xtask test`.
+
+use anyhow::{Context, Result};
+use ozone_tests::harness::{CHOICE, Choice};
+use ozone_tests::{artifacts, build, host, progress};
+
+use crate::prerequisites;
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Where tests that boot guests run: this machine's KVM, the test host, or nowhere.
+    #[arg(long, value_name = "kvm|nested|none", default_value_t)]
+    host: Choice,
+    /// Only name what this machine lacks.
+    #[arg(long)]
+    no_install: bool,
+    /// Run the integration tests whose name contains this, and nothing else.
+    #[arg(value_name = "NAME")]
+    filter: Option<String>,
+}
+
+/// Runs every check, the quick ones first; the first that fails ends it.
+pub fn run(arguments: &Arguments) -> Result<u8> {
+    let install = !arguments.no_install;
+    prerequisites::ensure_programs(arguments.host == Choice::Nested, install)?;
+    if arguments.filter.is_none() {
+        prerequisites::ensure_cargo_tools(install)?;
+        checks()?;
+    }
+    integration_tests(arguments)?;
+    Ok(0)
+}
+
+fn checks() -> Result<()> {
+    progress::step("check the format", || build::cargo(["fmt", "--all", "--check"]))?;
+    progress::step("check the lints", || {
+        build::cargo(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
+    })?;
+    // The integration tests are the one test target that cannot run like this.
+    progress::step("run the unit tests", || {
+        build::cargo(["test", "--quiet", "--workspace", "--exclude", "ozone-tests"])?;
+        build::cargo(["test", "--quiet", "--package", "ozone-tests", "--lib"])
+    })
+}
+
+fn integration_tests(arguments: &Arguments) -> Result<()> {
+    build::product()?;
+    // Made here rather than in the first test, whose deadline and time they are none of.
+    match arguments.host {
+        Choice::Nested => drop(host::snapshot(host::DEFAULT_MEMORY)?),
+        Choice::Kvm => drop(artifacts::guest()?),
+        Choice::None => {}
+    }
+    let mut words = vec!["test", "--quiet", "--release", "--package", "ozone-tests", "--test", "vm", "--"];
+    words.extend(arguments.filter.as_deref());
+    progress::step("run the integration tests", || {
+        let environment = [(CHOICE, arguments.host.to_string()), (build::BUILT, "1".to_owned())];
+        build::cargo_with(&environment, words)
+    })
+    .context("integration tests")
+}

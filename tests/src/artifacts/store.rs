@@ -26,7 +26,8 @@ pub fn directory(kind: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) 
     let cache = paths::cache();
     fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
     let lock = File::create(cache.join(format!("{kind}.lock")))?;
-    lock.lock().with_context(|| format!("lock the {kind}"))?;
+    progress::step(&format!("wait for another process that makes the {kind}"), || lock.lock())
+        .with_context(|| format!("lock the {kind}"))?;
     let path = cache.join(format!("{kind}-{key}"));
     if !path.exists() {
         let unfinished = cache.join(format!("{kind}.unfinished"));

@@ -39,8 +39,8 @@ fn checks() -> Result<()> {
     })?;
     // The integration tests are the one test target that cannot run like this.
     progress::step("run the unit tests", || {
-        build::cargo(["test", "--quiet", "--workspace", "--exclude", "ozone-tests"])?;
-        build::cargo(["test", "--quiet", "--package", "ozone-tests", "--lib"])
+        build::cargo(["test", "--workspace", "--exclude", "ozone-tests"])?;
+        build::cargo(["test", "--package", "ozone-tests", "--lib"])
     })
 }
 
@@ -52,7 +52,7 @@ fn integration_tests(arguments: &Arguments) -> Result<()> {
         Choice::Kvm => drop(artifacts::guest()?),
         Choice::None => {}
     }
-    let mut words = vec!["test", "--quiet", "--release", "--package", "ozone-tests", "--test", "vm", "--"];
+    let mut words = vec!["test", "--release", "--package", "ozone-tests", "--test", "vm", "--"];
     words.extend(arguments.filter.as_deref());
     progress::step("run the integration tests", || {
         let environment = [(CHOICE, arguments.host.to_string()), (build::BUILT, "1".to_owned())];

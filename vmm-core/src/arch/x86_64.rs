@@ -92,6 +92,7 @@ pub fn configure_vcpu(
     let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
     let cpuid = cpuid::for_vcpu(supported, index, count, tsc_khz)?;
     vcpu.set_cpuid2(&cpuid).map_err(|error| Fault::host(format!("KVM_SET_CPUID2 of vCPU {index}: {error}")))?;
+    vcpu_state::set_msrs(vcpu)?;
     if index == 0 {
         vcpu_state::enter_at(vcpu, memory, entry)?;
     }

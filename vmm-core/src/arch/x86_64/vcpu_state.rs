@@ -1,6 +1,6 @@
 //! The registers of a vCPU before its first instruction.
 //!
-//! Only the first vCPU is given any: the others wait for the guest's startup IPI in KVM's local APIC.
+//! Only the first vCPU is given an entry: the others wait for the guest's startup IPI in KVM's local APIC.
 
 use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -30,7 +30,7 @@ const DATA_SELECTOR: u16 = 0x18;
 const TASK_SELECTOR: u16 = 0x20;
 
 fn failed(step: &str, error: kvm_ioctls::Error) -> Fault {
-    Fault::host(format!("{step} of the first vCPU: {error}"))
+    Fault::host(format!("{step}: {error}"))
 }
 
 /// Sets the state in which the first vCPU enters the kernel.
@@ -55,11 +55,14 @@ pub fn enter_at(vcpu: &VcpuFd, memory: &Memory, entry: Entry) -> Result<(), Faul
     vcpu.set_regs(&registers).map_err(|error| failed("KVM_SET_REGS", error))?;
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     vcpu.set_fpu(&fpu).map_err(|error| failed("KVM_SET_FPU", error))?;
-    set_msrs(vcpu)?;
     wire_local_apic(vcpu)
 }
 
-fn set_msrs(vcpu: &VcpuFd) -> Result<(), Fault> {
+/// Sets what firmware would leave in the model-specific registers of every processor.
+///
+/// # Errors
+/// A host fault naming the KVM call that failed.
+pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), Fault> {
     let entries = [
         // All memory write-back, as firmware would leave it: the type after reset is uncacheable.
         kvm_msr_entry { index: MSR_MTRR_DEFAULT_TYPE, data: MTRR_ENABLE | MTRR_WRITE_BACK, ..Default::default() },

@@ -142,7 +142,10 @@ mod tests {
 
     #[test]
     fn a_direct_chain_is_its_buffers_in_order() {
-        let memory = memory(TABLE, &[(0x4000, 16, NEXT, 2), (0, 0, 0, 0), (0x5000, 0x200, NEXT | WRITE, 3), (0x6000, 1, WRITE, 0)]);
+        let memory = memory(
+            TABLE,
+            &[(0x4000, 16, NEXT, 2), (0, 0, 0, 0), (0x5000, 0x200, NEXT | WRITE, 3), (0x6000, 1, WRITE, 0)],
+        );
         assert_eq!(walk(&memory, 4, 0), Ok((16, 0x201)));
     }
 

@@ -8,10 +8,11 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// Why a descriptor of the core was refused.
@@ -86,20 +87,19 @@ impl Call {
     pub fn release(&self) {
         let mut room = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
         // Only a full counter is emptied: an interrupt that is merely pending stays.
-        if matches!(wait(&mut room, PollTimeout::ZERO), Ok(0)) {
+        if matches!(wait(&mut room, Some(Duration::ZERO)), Ok(0)) {
             let mut counter = [0_u8; 8];
             read_now(self.file.as_fd(), &mut counter);
         }
     }
 }
 
-/// poll(2) by ppoll(2): the filters answer the former with an error.
+/// poll(2) by ppoll(2): the filters answer the former with an error. Without `timeout` it waits for ever.
 ///
 /// # Errors
 /// What ppoll(2) answers.
-pub fn wait(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> nix::Result<usize> {
-    let timeout = timeout.as_millis().map(|milliseconds| std::time::Duration::from_millis(milliseconds.into()).into());
-    nix::poll::ppoll(fds, timeout, None).map(|count| usize::try_from(count).unwrap_or(0))
+pub fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> nix::Result<usize> {
+    nix::poll::ppoll(fds, timeout.map(Into::into), None).map(|count| usize::try_from(count).unwrap_or(0))
 }
 
 /// Reads without waiting, whatever the flags of the open file description are.
@@ -146,7 +146,6 @@ mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
-    use std::time::Duration;
 
     #[test]
     fn only_anonymous_inodes_pass_as_events() {

@@ -9,6 +9,7 @@
 //! Everything that comes from the core or the guest is taken as hostile: a request that makes no sense is refused, a
 //! ring that makes no sense latches its queue as failed, and neither ends the process nor disturbs another queue.
 
+mod allocator;
 pub mod buffers;
 pub mod chain;
 pub mod descriptor;
@@ -20,6 +21,7 @@ pub mod run;
 pub mod server;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod threads;
 pub mod vring;
 pub mod worker;
 

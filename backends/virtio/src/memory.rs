@@ -168,8 +168,7 @@ fn map(place: &Place, file: File) -> Result<GuestRegionMmap<Dirty>, MemoryError>
     if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
         return Err(MemoryError::Unsealed(guest));
     }
-    let status =
-        descriptor::status(file.as_fd()).map_err(|errno| MemoryError::Ask { what: "size", guest, errno })?;
+    let status = descriptor::status(file.as_fd()).map_err(|errno| MemoryError::Ask { what: "size", guest, errno })?;
     let size = u64::try_from(status.st_size).unwrap_or(0);
     if place.offset.saturating_add(place.size) > size {
         return Err(MemoryError::Beyond { guest, size });

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use protocol::{Channel, DeviceSpec, Fault, FromBackend, LinkError, ToBackend};
 use seccomp::Role;
 
+use crate::allocator;
 use crate::descriptor::{self, Wake};
 use crate::device::{Device, Opened};
 use crate::outbox::{Errand, Outbox};
 use crate::server::{self, Server};
+use crate::threads;
 use crate::worker::Worker;
 
 type Control = Channel<FromBackend, ToBackend>;
@@ -29,6 +31,7 @@ pub fn run<D: Device>(
     on_parent_death: Signal,
     open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
 ) -> ExitCode {
+    allocator::one_heap();
     protocol::log::install();
     if let Err(error) = protocol::process::enter(on_parent_death) {
         log::error!("prepare the process: {error}");
@@ -62,20 +65,19 @@ fn backend<D: Device>(
     control: &Control,
     open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
 ) -> Result<String, Fault> {
-    let host = |what: &'static str| move |error: &dyn std::fmt::Display| Fault::host(format!("{what}: {error}"));
     let start = match control.receive() {
         Ok(ToBackend::Start(start)) => start,
         Ok(_) => return Err(Fault::internal("the first message to a backend was not 'start'")),
         Err(LinkError::Closed) => return Ok("ozone has gone".into()),
         Err(error) => return Err(Fault::internal(error.to_string())),
     };
-    let (outbox, errands, wake) = Outbox::new().map_err(|errno| host("make an eventfd")(&errno))?;
+    let (outbox, errands, wake) = Outbox::new().map_err(|errno| Fault::host(format!("make an eventfd: {errno}")))?;
     let Opened { device, queues } = open(start.spec, &outbox)?;
     let device = Arc::new(device);
 
     // Every thread has to exist before the run filter: there is no clone(2) in it.
     let workers = (0..).zip(queues).map(|(index, handler)| Worker::spawn(&format!("queue-{index}"), handler));
-    let workers = workers.collect::<Result<Vec<_>, _>>().map_err(|error| host("start a queue's thread")(&error))?;
+    let workers = workers.collect::<Result<Vec<_>, _>>()?;
     let server = Server::new(Arc::clone(&device), workers);
     let socket = UnixStream::from(start.socket.into_fd());
     let (go, gate) = channel::<()>();
@@ -84,10 +86,7 @@ fn backend<D: Device>(
             outbox.end(server::serve(socket, server));
         }
     };
-    std::thread::Builder::new()
-        .name("vhost-user".into())
-        .spawn(thread)
-        .map_err(|error| host("start the vhost-user thread")(&error))?;
+    threads::start("vhost-user", thread)?;
 
     seccomp::install_run(role).map_err(|error| Fault::host(error.to_string()))?;
     let _ = go.send(());
@@ -123,7 +122,7 @@ fn backend<D: Device>(
 /// Waits for a message of `ozone` or an errand.
 fn wait(control: &Control, wake: &Wake) -> Result<(), Fault> {
     let mut fds = [PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-    match descriptor::wait(&mut fds, PollTimeout::NONE) {
+    match descriptor::wait(&mut fds, None) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(Fault::host(format!("wait for messages: {errno}"))),
     }

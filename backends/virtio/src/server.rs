@@ -9,15 +9,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
     VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{
-    BackendReqHandler, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut,
-};
-use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::{BackendReqHandler, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -68,14 +66,7 @@ impl<D: Device> Server<D> {
     /// A device that the core knows nothing of yet; one worker per queue.
     pub fn new(device: Arc<D>, workers: Vec<Worker>) -> Self {
         let vrings = workers.iter().map(|_| Vring::default()).collect();
-        Self {
-            device,
-            workers,
-            vrings,
-            table: Table::default(),
-            features: None,
-            complaints: BTreeSet::new(),
-        }
+        Self { device, workers, vrings, table: Table::default(), features: None, complaints: BTreeSet::new() }
     }
 
     fn offered(&self) -> u64 {
@@ -106,8 +97,16 @@ impl<D: Device> Server<D> {
         }
     }
 
-    /// Starts the queue if all is there that it takes.
+    /// Starts the queue if all is there that it takes. One that cannot start has to be kicked off anew.
     fn settle(&mut self, index: usize) -> std::result::Result<(), String> {
+        let outcome = self.start(index);
+        if let (Err(_), Some(vring)) = (&outcome, self.vrings.get_mut(index)) {
+            vring.kick = None;
+        }
+        outcome
+    }
+
+    fn start(&mut self, index: usize) -> std::result::Result<(), String> {
         let (Some(vring), Some(worker)) = (self.vrings.get_mut(index), self.workers.get_mut(index)) else {
             return Ok(());
         };

@@ -12,13 +12,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use protocol::Fault;
 
 use crate::descriptor::{Call, Wake};
 use crate::device::{Next, QueueHandler};
 use crate::ring::{Ring, RingError};
-
-/// The size of a queue thread's stack in bytes.
-const STACK: usize = 256 * 1024;
+use crate::threads;
 
 /// How long a stop waits before it looks whether the thread hangs in a call.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -64,13 +63,15 @@ impl Worker {
     /// Starts the thread of a queue, called `name`.
     ///
     /// # Errors
-    /// What the kernel answers for want of threads or descriptors.
-    pub fn spawn(name: &str, handler: Box<dyn QueueHandler>) -> std::io::Result<Self> {
-        let stop = Arc::new(Wake::new()?);
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(stop.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+    /// A host that lacks threads or descriptors.
+    pub fn spawn(name: &str, handler: Box<dyn QueueHandler>) -> Result<Self, Fault> {
+        let fault = |errno| Fault::host(format!("prepare {name}: {errno}"));
+        let stop = Arc::new(Wake::new().map_err(fault)?);
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(fault)?;
+        epoll.add(stop.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, STOP)).map_err(fault)?;
         for (index, source) in (SOURCES..).zip(handler.sources()) {
-            epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index))?;
+            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index);
+            epoll.add(source, event).map_err(fault)?;
         }
         let violations = Arc::new(AtomicU64::new(0));
         let (jobs, incoming) = channel();
@@ -89,7 +90,7 @@ impl Worker {
                 }
             }
         };
-        std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body)?;
+        threads::start(name, body)?;
         Ok(Self { jobs, stopped, stop, calls: Vec::new(), running: false, violations })
     }
 

@@ -1,0 +1,239 @@
+//! The jail: what a child of `ozone` may still do is decided here, before its first instruction.
+//!
+//! [`Plan`] is plain data; [`steps::list`] makes the straight list of steps of it, with the reason beside each;
+//! one function runs the list in the child between clone3 and execveat. A failing step is reported to the
+//! parent by its index and errno over a pipe that closes by itself when execveat succeeds.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, pipe2};
+use seccompiler::BpfProgram;
+
+use crate::process::Process;
+
+mod clone;
+pub mod limits;
+pub mod steps;
+mod sys;
+
+use limits::Limit;
+use steps::Planned;
+
+/// Who the child is to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// `ozone` runs as root: a uid and an equal gid that no other process of the host has.
+    Own(u32),
+    /// `ozone` runs as an ordinary user: its own uid and gid, seen inside a user namespace as 65534.
+    Mapped {
+        /// The effective uid of `ozone`.
+        uid: u32,
+        /// The effective gid of `ozone`.
+        gid: u32,
+    },
+}
+
+/// Everything that is decided about one child before it exists.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Its name: the first argument, and the subject of every message about it.
+    pub process: Process,
+    /// The executable, static, opened with O_PATH.
+    pub executable: BorrowedFd<'a>,
+    /// Who it is to the host.
+    pub identity: Identity,
+    /// Its resource limits.
+    pub limits: Vec<Limit>,
+    /// The seccomp filters, in the order of their installation.
+    pub filters: Vec<BpfProgram>,
+    /// `/dev/null`, for descriptors 0 and 1.
+    pub null: BorrowedFd<'a>,
+    /// The write end of the log pipe, for descriptor 2.
+    pub log: BorrowedFd<'a>,
+    /// The child's end of the control channel, for descriptor 3.
+    pub control: BorrowedFd<'a>,
+}
+
+/// Why a child could not be put in its jail.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// Another thread could hold a lock of the C library in the moment of the clone.
+    #[error("jail of {process}: ozone has {threads} threads where one is allowed")]
+    Threads {
+        /// The child.
+        process: Process,
+        /// How many there are.
+        threads: usize,
+    },
+    /// The pipe for the report of failures could not be made.
+    #[error("jail of {process}: make a pipe: {errno}")]
+    Pipe {
+        /// The child.
+        process: Process,
+        /// What pipe2(2) says.
+        errno: Errno,
+    },
+    /// clone3(2) failed.
+    #[error("jail of {process}: clone3 into new namespaces: {errno}{}", clone_remedy(*.errno))]
+    Clone {
+        /// The child.
+        process: Process,
+        /// What clone3(2) says.
+        errno: Errno,
+    },
+    /// A step failed in the child.
+    #[error("jail of {process}: {step}: {errno}{}", steps::remedy(.step, *.errno))]
+    Step {
+        /// The child.
+        process: Process,
+        /// The step's name.
+        step: &'static str,
+        /// What the system call says.
+        errno: Errno,
+    },
+    /// The child neither ran its executable nor said why not.
+    #[error("jail of {process}: no answer within {} s", .after.as_secs())]
+    Silent {
+        /// The child.
+        process: Process,
+        /// How long it was waited for.
+        after: Duration,
+    },
+}
+
+fn clone_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::ENOSPC | Errno::EUSERS => {
+            " (this user may not make user namespaces: see user.max_user_namespaces and \
+             kernel.unprivileged_userns_clone in sysctl, or run ozone as root)"
+        }
+        Errno::ENOSYS => " (ozone needs Linux 5.14 or later, and a container runtime that permits clone3)",
+        _ => "",
+    }
+}
+
+/// A child that has been cloned and is on its way through the steps. Dropping it ends it.
+#[derive(Debug)]
+pub struct Entering {
+    process: Process,
+    steps: Vec<Planned>,
+    jailed: Jailed,
+    status: File,
+}
+
+/// A child in its jail, running its own executable. Dropping it ends it.
+#[derive(Debug)]
+pub struct Jailed {
+    pid: Pid,
+    /// Names the process for as long as it is held (pidfd_open(2)), so that no other can be meant.
+    pidfd: OwnedFd,
+    status: Option<WaitStatus>,
+}
+
+/// How long a killed child may take to be gone. It may be waiting for a device of the host.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Clones a child that walks through the steps of `plan` and then becomes its executable.
+///
+/// # Errors
+/// [`JailError`], without a child left behind.
+pub fn spawn(plan: &Plan<'_>) -> Result<Entering, JailError> {
+    let process = || plan.process.clone();
+    // The child runs ordinary code, the allocator included, between clone3 and execveat. That is sound exactly when
+    // no other thread can be in the middle of anything at the moment of the clone.
+    let threads = clone::threads();
+    if threads != 1 {
+        return Err(JailError::Threads { process: process(), threads });
+    }
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| JailError::Pipe { process: process(), errno })?;
+    let steps = steps::list(plan);
+    let (pid, pidfd) = clone::into_namespaces(steps::namespaces(plan), || steps::run(plan, &steps, writer.as_fd()))
+        .map_err(|errno| JailError::Clone { process: process(), errno })?;
+    let jailed = Jailed { pid, pidfd, status: None };
+    Ok(Entering { process: process(), steps, jailed, status: File::from(reader) })
+}
+
+impl Entering {
+    /// Waits until the child has become its executable.
+    ///
+    /// # Errors
+    /// [`JailError::Step`] names the step that failed. The child is gone then.
+    pub fn wait(mut self, patience: Duration) -> Result<Jailed, JailError> {
+        let deadline = Instant::now() + patience;
+        let mut report = [0; steps::REPORT];
+        let length = loop {
+            if !readable(self.status.as_fd(), deadline) {
+                return Err(JailError::Silent { process: self.process, after: patience });
+            }
+            // The report is one write, so it is read whole.
+            match self.status.read(&mut report) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => break other.unwrap_or(0),
+            }
+        };
+        match steps::parse_report(report.get(..length).unwrap_or_default()) {
+            None => Ok(self.jailed),
+            Some((index, errno)) => {
+                let step = self.steps.get(index).map_or("an unknown step", |planned| planned.step.name());
+                Err(JailError::Step { process: self.process, step, errno })
+            }
+        }
+    }
+}
+
+impl Jailed {
+    /// The process id, for messages and /proc only: signals go through the descriptor.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends SIGKILL; to a process that has ended already that is nothing.
+    pub fn kill(&self) {
+        if self.status.is_none() {
+            let _ = sys::pidfd_kill(self.pidfd.as_fd());
+        }
+    }
+
+    /// How the process ended, if it has by `deadline`; the descriptor polls as readable then.
+    pub fn reap(&mut self, deadline: Instant) -> Option<WaitStatus> {
+        if self.status.is_none() && readable(self.pidfd.as_fd(), deadline) {
+            // __WALL: whatever signal the child was made with (waitpid(2)).
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+            self.status = waitid(Id::PIDFd(self.pidfd.as_fd()), flags).ok();
+        }
+        self.status
+    }
+}
+
+impl AsFd for Jailed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Drop for Jailed {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.reap(Instant::now() + KILL_PATIENCE);
+    }
+}
+
+/// Waits until `fd` is readable or hung up; `false` at the deadline.
+fn readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(_) => {}
+        }
+    }
+}

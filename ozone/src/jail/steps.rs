@@ -1,0 +1,373 @@
+//! The jail's steps: a straight list with the reason beside each, and the one function that runs it.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+use caps::CapSet;
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::libc::{self, c_int};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::prctl;
+use nix::sys::resource::setrlimit;
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{self, Gid, Uid};
+use seccompiler::BpfProgram;
+
+use super::limits::Limit;
+use super::{Identity, Plan, sys};
+
+/// The uid and gid that a child of an ordinary user has inside its user namespace ("nobody").
+pub const INSIDE: u32 = 65534;
+
+/// The length of a failure report: the step's index and the errno.
+pub(super) const REPORT: usize = 8;
+
+/// Where the executable and the status pipe are once the descriptors are placed; 0 to 3 are the child's own.
+const EXECUTABLE: RawFd = 4;
+const STATUS: RawFd = 5;
+
+/// One thing that the child does to itself.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Map the inside uid and gid of a new user namespace to the caller's.
+    MapUser {
+        /// The uid outside.
+        uid: u32,
+        /// The gid outside.
+        gid: u32,
+    },
+    /// setsid(2).
+    NewSession,
+    /// Put the declared descriptors on their numbers and close all others.
+    Descriptors,
+    /// Default dispositions, nothing blocked.
+    Signals,
+    /// umask(2).
+    Umask,
+    /// sethostname(2).
+    Hostname,
+    /// Make every mount of the new namespace private.
+    PrivateMounts,
+    /// Mount an empty read-only tmpfs over the root and enter it.
+    EmptyRoot,
+    /// Make the empty tmpfs the root.
+    PivotRoot,
+    /// Let go of the old root.
+    DetachOldRoot,
+    /// setrlimit(2).
+    Limit(Limit),
+    /// Securebits: root gains nothing, and nothing of this can be undone.
+    Securebits,
+    /// Empty the capability bounding set.
+    BoundingSet,
+    /// Empty the supplementary groups.
+    Groups,
+    /// setresgid(2).
+    Gid(u32),
+    /// setresuid(2).
+    Uid(u32),
+    /// Empty one capability set.
+    Capabilities(CapSet),
+    /// PR_SET_PDEATHSIG.
+    ParentDeath,
+    /// PR_SET_NO_NEW_PRIVS.
+    NoNewPrivileges,
+    /// Install a seccomp filter.
+    Filter(BpfProgram),
+    /// execveat(2).
+    Execute {
+        /// The first and only argument.
+        name: String,
+    },
+}
+
+impl Step {
+    /// The name in messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::MapUser { .. } => "map user",
+            Self::NewSession => "setsid",
+            Self::Descriptors => "place descriptors",
+            Self::Signals => "reset signals",
+            Self::Umask => "umask",
+            Self::Hostname => "sethostname",
+            Self::PrivateMounts => "make mounts private",
+            Self::EmptyRoot => "mount empty root",
+            Self::PivotRoot => "pivot_root",
+            Self::DetachOldRoot => "detach old root",
+            Self::Limit(_) => "setrlimit",
+            Self::Securebits => "lock securebits",
+            Self::BoundingSet => "empty bounding set",
+            Self::Groups => "setgroups",
+            Self::Gid(_) => "setresgid",
+            Self::Uid(_) => "setresuid",
+            Self::Capabilities(_) => "drop capabilities",
+            Self::ParentDeath => "parent-death signal",
+            Self::NoNewPrivileges => "no_new_privs",
+            Self::Filter(_) => "install seccomp filter",
+            Self::Execute { .. } => "execveat",
+        }
+    }
+}
+
+/// A step and why it is there.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// What is done.
+    pub step: Step,
+    /// Why, and why at this place.
+    pub reason: &'static str,
+}
+
+/// What to do about a step that failed, where something can be done.
+pub(super) fn remedy(step: &str, errno: Errno) -> &'static str {
+    match (step, errno) {
+        ("pivot_root", Errno::EINVAL) => " (the host runs from its initramfs: switch_root to a tmpfs or a disk first)",
+        ("setresuid" | "setresgid", Errno::EINVAL) => {
+            " (ozone is root of a user namespace without ids above 1,879,048,192: run it as an ordinary user there)"
+        }
+        ("setresuid" | "setresgid", Errno::EPERM) => " (a jailed process is never root)",
+        ("map user", Errno::EPERM) => " (this user may not make user namespaces, or runs with capabilities)",
+        ("execveat", Errno::EACCES) => {
+            " (the executable has to be executable for everyone, on a mount without the noexec option)"
+        }
+        ("execveat", Errno::ENOENT) => " (the executable has to be linked static)",
+        _ => "",
+    }
+}
+
+/// The namespaces (clone3 flags) of a child.
+pub fn namespaces(plan: &Plan<'_>) -> u64 {
+    let always = libc::CLONE_NEWPID // no process but its own is visible or can be signalled
+        | libc::CLONE_NEWNS // a root of its own
+        | libc::CLONE_NEWNET // no interface, no abstract unix socket
+        | libc::CLONE_NEWIPC // no System V or POSIX queue of the host
+        | libc::CLONE_NEWUTS // the host's name stays unknown
+        | libc::CLONE_NEWCGROUP; // the host's cgroup paths stay unknown
+    let user = match plan.identity {
+        Identity::Own(_) => 0,
+        // The other namespaces need a capability that an ordinary user has inside a user namespace only.
+        Identity::Mapped { .. } => libc::CLONE_NEWUSER,
+    };
+    u64::from((always | user).unsigned_abs())
+}
+
+/// The steps of a plan, in their order.
+pub fn list(plan: &Plan<'_>) -> Vec<Planned> {
+    let mut steps = Vec::new();
+    let mut then = |step, reason| steps.push(Planned { step, reason });
+
+    if let Identity::Mapped { uid, gid } = plan.identity {
+        then(Step::MapUser { uid, gid }, "first: it needs the host's /proc, and later steps need a mapped uid");
+    }
+    then(Step::NewSession, "no controlling terminal: nothing to push input into, no job-control signals");
+    then(Step::Descriptors, "only what was declared is open, however much ozone's caller leaked");
+    then(Step::Signals, "the caller's ignored and blocked signals would survive execveat");
+    then(Step::Umask, "a file that a child should ever make is its own");
+    then(Step::Hostname, "the copied host name says which host this is");
+
+    then(Step::PrivateMounts, "before any mount: none may propagate to the host");
+    then(Step::EmptyRoot, "there is nothing to open; mounted while the process may still mount");
+    then(Step::PivotRoot, "unlike chroot it leaves no way back to the old root");
+    then(Step::DetachOldRoot, "the old root is under the new one until it is let go");
+
+    for limit in &plan.limits {
+        then(Step::Limit(*limit), limit.reason);
+    }
+
+    then(Step::Securebits, "needs CAP_SETPCAP, so before the capabilities go");
+    then(Step::BoundingSet, "needs CAP_SETPCAP too; no execve can ever bring a capability back");
+    match plan.identity {
+        Identity::Own(id) => {
+            then(Step::Groups, "needs CAP_SETGID; root's groups would open root's files");
+            then(Step::Gid(id), "before the uid: needs CAP_SETGID");
+            then(Step::Uid(id), "no other process of the host has this uid");
+        }
+        // setgroups is denied in a user namespace without privilege: the caller's groups stay, outside of the map.
+        Identity::Mapped { .. } => {
+            then(Step::Gid(INSIDE), "real, effective and saved gid alike");
+            then(Step::Uid(INSIDE), "real, effective and saved uid alike");
+        }
+    }
+    then(Step::Capabilities(CapSet::Ambient), "not cleared by the change of uid when securebits say so");
+    then(Step::Capabilities(CapSet::Effective), "a change of uid leaves them in a user namespace");
+    then(Step::Capabilities(CapSet::Permitted), "after the effective ones, which it bounds");
+    then(Step::Capabilities(CapSet::Inheritable), "untouched by every step before");
+    then(Step::ParentDeath, "after the change of uid, which clears it; covers the time until main asks again");
+    then(Step::NoNewPrivileges, "seccomp asks for it; set-uid files gain nothing");
+    for filter in &plan.filters {
+        then(Step::Filter(filter.clone()), "last: no step above passes it");
+    }
+    then(Step::Execute { name: plan.process.to_string() }, "an empty environment, one argument");
+    steps
+}
+
+/// Runs the steps in the child and becomes the executable. Does not return.
+pub(super) fn run(plan: &Plan<'_>, steps: &[Planned], status: BorrowedFd<'_>) -> Infallible {
+    let mut status = status;
+    for (index, planned) in steps.iter().enumerate() {
+        if let Err(errno) = perform(&planned.step, plan, status) {
+            let mut report = [0; REPORT];
+            let (first, second) = report.split_at_mut(REPORT / 2);
+            first.copy_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_ne_bytes());
+            second.copy_from_slice(&(errno as i32).to_ne_bytes());
+            let _ = unistd::write(status, &report);
+            break;
+        }
+        if matches!(planned.step, Step::Descriptors) {
+            status = sys::placed(STATUS);
+        }
+    }
+    sys::exit_at_once()
+}
+
+/// The step's index and errno of a report, if it is one.
+pub(super) fn parse_report(report: &[u8]) -> Option<(usize, Errno)> {
+    let (index, errno) = report.split_at_checked(REPORT / 2)?;
+    let index = u32::from_ne_bytes(index.try_into().ok()?);
+    let errno = i32::from_ne_bytes(errno.try_into().ok()?);
+    Some((usize::try_from(index).ok()?, Errno::from_raw(errno)))
+}
+
+fn perform(step: &Step, plan: &Plan<'_>, status: BorrowedFd<'_>) -> Result<(), Errno> {
+    match step {
+        Step::MapUser { uid, gid } => {
+            // setgroups has to be denied before an unprivileged gid map is accepted (user_namespaces(7)).
+            write_file("/proc/self/setgroups", "deny")?;
+            write_file("/proc/self/uid_map", &format!("{INSIDE} {uid} 1"))?;
+            write_file("/proc/self/gid_map", &format!("{INSIDE} {gid} 1"))
+        }
+        Step::NewSession => unistd::setsid().map(drop),
+        Step::Descriptors => {
+            let declared = [plan.null, plan.null, plan.log, plan.control, plan.executable, status];
+            // The executable and the status pipe close on exec; the other four are what the child owns.
+            sys::place_descriptors(&declared, 4)
+        }
+        Step::Signals => sys::reset_signals(),
+        Step::Umask => {
+            umask(Mode::S_IRWXG | Mode::S_IRWXO);
+            Ok(())
+        }
+        Step::Hostname => unistd::sethostname("jail"),
+        Step::PrivateMounts => {
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        }
+        Step::EmptyRoot => {
+            let root = sys::empty_tmpfs()?;
+            sys::mount_over_root(root.as_fd())?;
+            unistd::fchdir(&root)
+        }
+        // With both arguments the same the old root ends up on top of the new one, where "." finds it (pivot_root(2), NOTES).
+        Step::PivotRoot => unistd::pivot_root(".", "."),
+        Step::DetachOldRoot => {
+            umount2(".", MntFlags::MNT_DETACH)?;
+            unistd::chdir("/")
+        }
+        Step::Limit(limit) => setrlimit(limit.resource, limit.value, limit.value),
+        Step::Securebits => {
+            caps::securebits::set_keepcaps(false).map_err(|_| Errno::last())?;
+            sys::set_securebits(SECUREBITS)
+        }
+        Step::BoundingSet => caps::clear(None, CapSet::Bounding).map_err(|_| Errno::last()),
+        Step::Groups => unistd::setgroups(&[]),
+        // 0 is root, and -1 means "leave it as it is" to the system call, which is root as well.
+        Step::Gid(0 | u32::MAX) | Step::Uid(0 | u32::MAX) => Err(Errno::EPERM),
+        Step::Gid(id) => unistd::setresgid(Gid::from_raw(*id), Gid::from_raw(*id), Gid::from_raw(*id)),
+        Step::Uid(id) => unistd::setresuid(Uid::from_raw(*id), Uid::from_raw(*id), Uid::from_raw(*id)),
+        Step::Capabilities(set) => caps::clear(None, *set).map_err(|_| Errno::last()),
+        Step::ParentDeath => prctl::set_pdeathsig(Signal::SIGKILL),
+        Step::NoNewPrivileges => prctl::set_no_new_privs(),
+        Step::Filter(program) => seccompiler::apply_filter(program).map_err(|_| Errno::last()),
+        Step::Execute { name } => {
+            let name = CString::new(name.as_str()).map_err(|_| Errno::EINVAL)?;
+            let nothing: [&CString; 0] = [];
+            unistd::execveat(sys::placed(EXECUTABLE), c"", &[&name], &nothing, AtFlags::AT_EMPTY_PATH).map(drop)
+        }
+    }
+}
+
+/// Uid 0 means nothing, capabilities are neither kept nor raised, and all of that is locked. The automatic drop of
+/// capabilities on a change of uid (SECBIT_NO_SETUID_FIXUP clear) is locked as it is.
+const SECUREBITS: c_int = libc::SECBIT_NOROOT
+    | libc::SECBIT_NOROOT_LOCKED
+    | libc::SECBIT_NO_SETUID_FIXUP_LOCKED
+    | libc::SECBIT_KEEP_CAPS_LOCKED
+    | libc::SECBIT_NO_CAP_AMBIENT_RAISE
+    | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+
+fn write_file(path: &str, text: &str) -> Result<(), Errno> {
+    std::fs::write(path, text).map_err(|error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Process;
+    use std::fs::File;
+
+    fn names(identity: Identity) -> Vec<&'static str> {
+        let null = File::open("/dev/null").unwrap();
+        let plan = Plan {
+            process: Process::Core,
+            executable: null.as_fd(),
+            identity,
+            limits: super::super::limits::for_role(seccomp::Role::Core, 1 << 20),
+            filters: vec![Vec::new(), Vec::new()],
+            null: null.as_fd(),
+            log: null.as_fd(),
+            control: null.as_fd(),
+        };
+        let steps = list(&plan);
+        assert!(steps.iter().all(|planned| planned.reason.len() > 8));
+        steps.iter().map(|planned| planned.step.name()).collect()
+    }
+
+    fn place(names: &[&str], name: &str) -> usize {
+        names.iter().position(|candidate| *candidate == name).unwrap_or_else(|| panic!("{name} is missing"))
+    }
+
+    #[test]
+    fn privileges_go_in_the_only_order_that_works() {
+        let names = names(Identity::Own(0x7000_0000));
+        let order = [
+            "place descriptors",
+            "make mounts private",
+            "mount empty root",
+            "pivot_root",
+            "detach old root",
+            "lock securebits",
+            "empty bounding set",
+            "setgroups",
+            "setresgid",
+            "setresuid",
+            "drop capabilities",
+            "no_new_privs",
+            "install seccomp filter",
+            "execveat",
+        ];
+        let places: Vec<usize> = order.iter().map(|name| place(&names, name)).collect();
+        assert!(places.is_sorted(), "{names:?}");
+        assert_eq!(names.iter().filter(|name| **name == "install seccomp filter").count(), 2);
+        assert_eq!(names.last(), Some(&"execveat"));
+        assert!(!names.contains(&"map user"));
+    }
+
+    #[test]
+    fn without_root_the_user_map_comes_first_and_groups_stay() {
+        let names = names(Identity::Mapped { uid: 1000, gid: 1000 });
+        assert_eq!(place(&names, "map user"), 0);
+        assert!(!names.contains(&"setgroups"));
+    }
+
+    #[test]
+    fn a_report_reads_back() {
+        let mut report = 7u32.to_ne_bytes().to_vec();
+        report.extend_from_slice(&libc::EINVAL.to_ne_bytes());
+        assert_eq!(parse_report(&report), Some((7, Errno::EINVAL)));
+        assert_eq!(parse_report(&[]), None);
+        assert_eq!(parse_report(&report[..5]), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+
+use crate::exit;
+
+/// Runs a virtual machine with every device in a jailed process of its own.
+#[derive(Debug, Parser)]
+#[command(name = "ozone", version, after_help = exit::CODES, max_term_width = 100)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What `ozone` is asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a virtual machine until it ends
+    #[command(after_help = exit::CODES)]
+    Run(Options),
+    /// Print the machine that the same options describe as JSON, for --spec
+    Spec(Options),
+}
+
+/// The machine, as options. What an option says goes before what the file of --spec says.
+#[derive(Debug, Default, Args)]
+pub struct Options {
+    /// The kernel: a bzImage or an ELF vmlinux. Example: --kernel vmlinuz
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<String>,
+    /// The initial ramdisk. Example: --initrd initrd.img
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<String>,
+    /// The kernel's command line. Example: --append "console=hvc0 root=/dev/vda"
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// The number of virtual processors, 1 if not given. Example: --cpus 2
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub cpus: Option<String>,
+    /// The guest's memory, 256M if not given; K, M, G and T are powers of 1024. Example: --memory 1G
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory: Option<String>,
+    /// A disk, from a raw image or a block device; a comma in the path is written twice.
+    /// Example: --disk path=root.img,readonly,id=root,queues=2
+    #[arg(long, value_name = "KEYS")]
+    pub disk: Vec<String>,
+    /// A network interface, on the tap of that name or else on one made for the run.
+    /// Example: --net host-ip=192.168.100.1/24,mac=52:54:00:12:34:56,mtu=1500,id=lan
+    /// or --net tap=tap0,queues=2
+    #[arg(long, value_name = "KEYS")]
+    pub net: Vec<String>,
+    /// A console: stdio (if none is given), pty, file=PATH or socket=PATH; on a terminal, Ctrl-A x leaves.
+    /// Example: --console socket=/tmp/vm.console
+    #[arg(long, value_name = "WHERE")]
+    pub console: Vec<String>,
+    /// The machine's name in messages. Example: --name web1
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The machine as JSON, as printed by `ozone spec`; other options go before it. Example: --spec vm.json
+    #[arg(long, value_name = "FILE")]
+    pub spec: Option<String>,
+    /// End instead of starting again when the guest resets itself. Example: --no-reboot
+    #[arg(long)]
+    pub no_reboot: bool,
+}
+
+/// What the command line comes to.
+#[derive(Debug)]
+pub enum Parsed {
+    /// Something to do.
+    Command(Box<Command>),
+    /// A text the user asked for: help or version.
+    Text(String),
+    /// One line saying what is wrong.
+    Wrong(String),
+}
+
+/// Reads the command line.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
+    let error = match Line::try_parse_from(arguments) {
+        Ok(line) => return Parsed::Command(Box::new(line.command)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Text(error.to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => Parsed::Wrong(
+            "no command is given: 'ozone run' runs a machine, 'ozone --help' explains the rest".to_owned(),
+        ),
+        _ => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            let first = first.strip_prefix("error: ").unwrap_or(first);
+            Parsed::Wrong(format!("{first}; 'ozone run --help' lists the options"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn line(words: &[&str]) -> Parsed {
+        parse(["ozone"].iter().chain(words).map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_lines_come_to_one_line_that_names_the_argument() {
+        for (words, named) in [
+            (&["run", "--kernell", "x"][..], "'--kernell'"),
+            (&["run", "--memory"], "'--memory <SIZE>'"),
+            (&["rum"], "'rum'"),
+            (&["run", "--kernel", "a", "--kernel", "b"], "'--kernel <FILE>'"),
+            (&["run", "stray"], "'stray'"),
+            (&[], "no command"),
+        ] {
+            let Parsed::Wrong(text) = line(words) else { panic!("{words:?} is accepted") };
+            assert!(text.contains(named), "{words:?}: {text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_run_has_an_example_and_the_codes_follow() {
+        let Parsed::Text(help) = line(&["run", "--help"]) else { panic!("no help") };
+        let line = Line::command();
+        let run = line.find_subcommand("run").unwrap();
+        for option in run.get_arguments().filter(|option| option.get_id() != "help") {
+            let text = option.get_help().unwrap().to_string();
+            let name = format!("--{}", option.get_long().unwrap());
+            assert!(text.contains("Example:") && text.contains(&name), "{name}: {text}");
+        }
+        assert!(help.contains("Exit codes:"));
+    }
+}

@@ -1,0 +1,142 @@
+//! How a run ends: the one list of exit codes, and the last line.
+
+use std::fmt;
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use protocol::{Fault, FaultKind};
+
+use crate::process::Process;
+
+/// The exit codes as the help text shows them.
+pub const CODES: &str = "\
+Exit codes:
+  0      the guest switched itself off, reset itself with --no-reboot, or was left with Ctrl-A x
+  2      what you asked for cannot be: an option, a file, the spec
+  3      the host lacks something or refused it
+  4      a defect of ozone
+  10     the guest's kernel panicked
+  11     a virtual processor ended in a triple fault
+  12     the core process died
+  13     a device's process died
+  128+n  signal n ended the run: 129 SIGHUP, 130 SIGINT, 131 SIGQUIT, 143 SIGTERM";
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// A command other than a run did what it was asked for.
+    Done,
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest reset itself.
+    Reset,
+    /// The user left the console with Ctrl-A x.
+    Left,
+    /// The guest's kernel panicked.
+    Panic,
+    /// A vCPU ended in a triple fault.
+    TripleFault,
+    /// The core ended without a word.
+    CoreDied(Death),
+    /// A backend ended, or the core lost it.
+    BackendDied {
+        /// Which.
+        process: Process,
+        /// How it ended, or what the core says.
+        how: String,
+    },
+    /// A signal to `ozone`.
+    Signal(Signal),
+    /// Something stood in the way, and whose doing it is.
+    Fault(Fault),
+}
+
+impl Ending {
+    /// The exit code; [`CODES`] lists them.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Done | Self::PowerOff | Self::Reset | Self::Left => 0,
+            Self::Fault(Fault { kind: FaultKind::Input, .. }) => 2,
+            Self::Fault(Fault { kind: FaultKind::Host, .. }) => 3,
+            Self::Fault(Fault { kind: FaultKind::Internal, .. }) => 4,
+            Self::Panic => 10,
+            Self::TripleFault => 11,
+            Self::CoreDied(_) => 12,
+            Self::BackendDied { .. } => 13,
+            Self::Signal(signal) => 128_u8.saturating_add(u8::try_from(*signal as i32).unwrap_or(0)),
+        }
+    }
+
+    /// Whether the machine came to its end by itself, so that its last output is worth waiting for.
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Self::PowerOff | Self::Reset | Self::Panic | Self::TripleFault)
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => formatter.write_str("done"),
+            Self::PowerOff => formatter.write_str("the guest switched itself off"),
+            Self::Reset => formatter.write_str("the guest reset itself"),
+            Self::Left => formatter.write_str("left with Ctrl-A x; the guest was ended"),
+            Self::Panic => formatter.write_str("the guest's kernel panicked"),
+            Self::TripleFault => formatter.write_str("the guest ended in a triple fault"),
+            Self::CoreDied(death) => write!(formatter, "core died: {death}"),
+            Self::BackendDied { process, how } => write!(formatter, "{process} died: {how}"),
+            Self::Signal(signal) => write!(formatter, "ended by {signal}"),
+            Self::Fault(fault) => write!(formatter, "{fault}"),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Death(pub WaitStatus);
+
+impl fmt::Display for Death {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            WaitStatus::Signaled(_, Signal::SIGSYS, _) => {
+                formatter.write_str("ended by its seccomp filter (SIGSYS): it made a system call that its role may not")
+            }
+            WaitStatus::Signaled(_, signal, _) => write!(formatter, "killed by {signal}"),
+            WaitStatus::Exited(_, code) => write!(formatter, "exited with status {code}"),
+            other => write!(formatter, "{other:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::Pid;
+
+    #[test]
+    fn every_code_is_in_the_list() {
+        let death = Death(WaitStatus::Exited(Pid::from_raw(1), 1));
+        let endings = [
+            Ending::PowerOff,
+            Ending::Fault(Fault::input("")),
+            Ending::Fault(Fault::host("")),
+            Ending::Fault(Fault::internal("")),
+            Ending::Panic,
+            Ending::TripleFault,
+            Ending::CoreDied(death),
+            Ending::BackendDied { process: Process::Core, how: String::new() },
+        ];
+        let codes: Vec<u8> = endings.iter().map(Ending::code).collect();
+        assert_eq!(codes, [0, 2, 3, 4, 10, 11, 12, 13]);
+        for code in codes {
+            assert!(CODES.lines().any(|line| line.split_whitespace().next() == Some(&code.to_string())), "{code}");
+        }
+        assert_eq!(Ending::Signal(Signal::SIGTERM).code(), 143);
+        assert_eq!(Ending::Signal(Signal::SIGHUP).code(), 129);
+    }
+
+    #[test]
+    fn a_seccomp_violation_is_named() {
+        let death = Death(WaitStatus::Signaled(Pid::from_raw(1), Signal::SIGSYS, false));
+        assert!(death.to_string().contains("seccomp"));
+    }
+}

@@ -1,0 +1,566 @@
+//! What machine to run: the options and the file of `--spec`, brought together and found valid once.
+//!
+//! After [`load`] nothing is parsed or checked again, except against the host.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use protocol::{Cpus, DeviceId, DeviceKind, Fault, Machine, Memory};
+
+use crate::cli::Options;
+
+pub mod file;
+pub mod options;
+pub mod size;
+
+pub use file::CpuModel;
+use file::{ConsoleFile, CpusFile, DeviceFile, Devices, DiskFile, MemoryFile, NetFile, Size, SpecFile};
+
+/// The least memory of a machine in bytes: less does not hold a kernel and its initial ramdisk.
+pub const MEMORY_MIN: u64 = 64 << 20;
+
+/// The most vCPUs: APIC ids are 8 bits wide and 255 addresses all of them.
+pub const CPUS_MAX: u8 = 254;
+
+/// The longest command line in bytes. The core finds out whether the kernel's own limit holds it.
+const APPEND_MAX: usize = 8192;
+
+/// The largest file of `--spec` in bytes.
+const FILE_MAX: u64 = 1 << 20;
+
+/// The most queues of a device.
+const QUEUES_MAX: u16 = 16;
+
+/// A machine that can be run, as far as can be told without looking at the host.
+#[derive(Debug)]
+pub struct VmSpec {
+    /// The name in messages.
+    pub name: String,
+    /// The board.
+    pub machine: Machine,
+    /// The processor model.
+    pub cpu: CpuModel,
+    /// The vCPUs, and the argument that says so.
+    pub cpus: Given<Cpus>,
+    /// The memory, and the argument that says so.
+    pub memory: Given<Memory>,
+    /// The kernel's path.
+    pub kernel: Given<PathBuf>,
+    /// The initial ramdisk's path.
+    pub initrd: Option<Given<PathBuf>>,
+    /// The kernel's command line.
+    pub append: String,
+    /// Whether a reset starts the machine again.
+    pub reboot: bool,
+    /// The devices; a device's place in the list is its slot on the board.
+    pub devices: Vec<Device>,
+}
+
+/// A value and the argument it comes from, for messages about it.
+#[derive(Clone, Debug)]
+pub struct Given<T> {
+    /// The value.
+    pub value: T,
+    /// The option as the user wrote it, or the key and the file.
+    pub argument: String,
+}
+
+/// One device of the machine.
+#[derive(Debug)]
+pub struct Device {
+    /// Its name.
+    pub id: DeviceId,
+    /// Its place on the board.
+    pub slot: u8,
+    /// What it is.
+    pub config: DeviceConfig,
+    /// The argument it comes from, for messages about it.
+    pub argument: String,
+}
+
+impl Device {
+    /// The kind of the device.
+    pub fn kind(&self) -> DeviceKind {
+        match self.config {
+            DeviceConfig::Disk(_) => DeviceKind::Blk,
+            DeviceConfig::Net(_) => DeviceKind::Net,
+            DeviceConfig::Console(_) => DeviceKind::Console,
+        }
+    }
+}
+
+/// What a device is made of.
+#[derive(Debug)]
+pub enum DeviceConfig {
+    /// A disk.
+    Disk(Disk),
+    /// A network interface.
+    Net(Net),
+    /// A console.
+    Console(ConsoleFile),
+}
+
+/// A disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// The image or block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Request queues, at least 1.
+    pub queues: u16,
+}
+
+/// A network interface.
+#[derive(Debug)]
+pub struct Net {
+    /// The tap behind it.
+    pub tap: Tap,
+    /// The guest's MAC address: an individual one.
+    pub mac: [u8; 6],
+    /// The MTU in bytes, if one is asked for.
+    pub mtu: Option<u16>,
+    /// Queue pairs, at least 1.
+    pub queues: u16,
+}
+
+/// The tap behind a network interface.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Tap {
+    /// One that exists.
+    Named(String),
+    /// One to be made for the run, with this address and prefix length on the host's side.
+    Made(Option<(Ipv4Addr, u8)>),
+}
+
+/// What is wrong with the machine that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// An option or key has a wrong value.
+    #[error("{argument}: {problem}")]
+    Value {
+        /// Which, as the user wrote it.
+        argument: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The file of `--spec` cannot be read.
+    #[error("--spec {path}: {error}")]
+    Read {
+        /// Its path.
+        path: String,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The file of `--spec` is not a spec.
+    #[error("--spec {path}: {error}")]
+    Parse {
+        /// Its path.
+        path: String,
+        /// What is wrong, and where.
+        error: serde_json::Error,
+    },
+}
+
+impl SpecError {
+    fn new(argument: &str, problem: impl Into<String>) -> Self {
+        Self::Value { argument: argument.escape_debug().to_string(), problem: problem.into() }
+    }
+}
+
+impl From<SpecError> for Fault {
+    fn from(error: SpecError) -> Self {
+        Fault::input(error.to_string())
+    }
+}
+
+/// Brings options and file together: the machine as it is asked for, nothing of it checked yet but its form.
+struct RawSpec {
+    file: SpecFile,
+    /// The path of the file, if there is one.
+    path: Option<String>,
+    /// The options that go before the file.
+    overridden: BTreeSet<&'static str>,
+    /// The argument of each device of `file`, in the same order.
+    arguments: Vec<String>,
+}
+
+/// The machine that `options`, and the file they may name, describe.
+///
+/// # Errors
+/// [`SpecError`] naming the argument.
+pub fn load(options: &Options) -> Result<VmSpec, SpecError> {
+    RawSpec::gather(options)?.validate()
+}
+
+impl RawSpec {
+    fn gather(options: &Options) -> Result<Self, SpecError> {
+        let file = options.spec.as_deref().map_or_else(|| Ok(SpecFile::default()), read_file)?;
+        let arguments = match &options.spec {
+            Some(path) => file.devices.0.iter().map(|(id, _)| format!("devices.{id} in {path}")).collect(),
+            None => Vec::new(),
+        };
+        let mut raw = Self { file, path: options.spec.clone(), overridden: BTreeSet::new(), arguments };
+
+        let Self { file, overridden, .. } = &mut raw;
+        let mut text = |option: &'static str, given: &Option<String>, field: &mut Option<String>| {
+            if given.is_some() {
+                overridden.insert(option);
+                field.clone_from(given);
+            }
+        };
+        text("--kernel", &options.kernel, &mut file.kernel);
+        text("--initrd", &options.initrd, &mut file.initrd);
+        text("--append", &options.append, &mut file.append);
+        text("--name", &options.name, &mut file.name);
+        if let Some(memory) = &options.memory {
+            overridden.insert("--memory");
+            file.memory = MemoryFile { size: Some(Size::Text(memory.clone())), ..MemoryFile::default() };
+        }
+        if let Some(cpus) = &options.cpus {
+            overridden.insert("--cpus");
+            let number =
+                cpus.parse().map_err(|_| SpecError::new(&format!("--cpus {cpus}"), "not a number of processors"))?;
+            file.cpus = CpusFile { boot: Some(number), max: None };
+        }
+        if options.no_reboot {
+            file.reboot = Some(false);
+        }
+
+        for text in &options.disk {
+            raw.add(options::disk(text)?, "disk")?;
+        }
+        for text in &options.net {
+            raw.add(options::net(text)?, "net")?;
+        }
+        for text in &options.console {
+            raw.add(options::console(text)?, "console")?;
+        }
+        let has_console = raw.file.devices.0.iter().any(|(_, device)| matches!(device, DeviceFile::Console(_)));
+        if !has_console {
+            raw.add(options::console("stdio")?, "console")?;
+        }
+        Ok(raw)
+    }
+
+    /// Adds a device of an option. One of the same name in the file gives way and leaves its place; a second option of the
+    /// same name is a mistake.
+    fn add(&mut self, device: options::OptionDevice, stem: &str) -> Result<(), SpecError> {
+        let taken = |name: &str| self.file.devices.0.iter().position(|(id, _)| id.as_str() == name);
+        let options::OptionDevice { id, device, argument } = device;
+        let id = match id {
+            Some(id) => id,
+            None => {
+                let free = (0..).map(|number| format!("{stem}{number}")).find(|name| taken(name).is_none());
+                DeviceId::try_from(free.unwrap_or_default()).map_err(|problem| SpecError::new(&argument, problem))?
+            }
+        };
+        match taken(id.as_str()) {
+            None => {
+                self.file.devices.0.push((id, device));
+                self.arguments.push(argument);
+            }
+            Some(place) => {
+                let (Some(slot), Some(from)) = (self.file.devices.0.get_mut(place), self.arguments.get_mut(place))
+                else {
+                    return Ok(());
+                };
+                if from.starts_with("--") {
+                    return Err(SpecError::new(
+                        &argument,
+                        format!("the id '{id}' is taken by {from}; give another id="),
+                    ));
+                }
+                *slot = (id, device);
+                *from = argument;
+            }
+        }
+        Ok(())
+    }
+
+    /// How messages name a value: as the option, or as the key in the file.
+    fn argument(&self, option: &'static str, key: &str, value: &str) -> String {
+        match &self.path {
+            Some(path) if !self.overridden.contains(option) => format!("{key} {value} in {path}"),
+            _ => format!("{option} {value}"),
+        }
+    }
+
+    fn validate(self) -> Result<VmSpec, SpecError> {
+        if self.file.version != file::VERSION {
+            let argument = self.argument("--spec", "version", &self.file.version.to_string());
+            return Err(SpecError::new(&argument, format!("this ozone reads version {}", file::VERSION)));
+        }
+        let name = self.name()?;
+        let cpus = self.cpus()?;
+        let memory = self.memory()?;
+        let kernel = match &self.file.kernel {
+            None => return Err(SpecError::new("--kernel", "missing: give the kernel to boot, as --kernel vmlinuz")),
+            Some(path) => {
+                Given { value: path_of(path, "--kernel")?, argument: self.argument("--kernel", "kernel", path) }
+            }
+        };
+        let initrd = match &self.file.initrd {
+            None => None,
+            Some(path) => {
+                Some(Given { value: path_of(path, "--initrd")?, argument: self.argument("--initrd", "initrd", path) })
+            }
+        };
+        let append = self.file.append.clone().unwrap_or_default();
+        if append.len() > APPEND_MAX {
+            let argument = self.argument("--append", "append", "…");
+            let length = append.len();
+            return Err(SpecError::new(
+                &argument,
+                format!("{length} bytes, where a command line has at most {APPEND_MAX}"),
+            ));
+        }
+        if append.chars().any(char::is_control) {
+            return Err(SpecError::new(&self.argument("--append", "append", &append), "a control character in it"));
+        }
+
+        let machine = self.file.machine.unwrap_or_default();
+        let mut devices = Vec::new();
+        for ((id, device), argument) in self.file.devices.0.into_iter().zip(self.arguments) {
+            let slot = u8::try_from(devices.len()).ok().filter(|slot| usize::from(*slot) < machine.slots());
+            let Some(slot) = slot else {
+                let problem = format!("one device too many; the machine has room for {}", machine.slots());
+                return Err(SpecError::new(&argument, problem));
+            };
+            let config = config(device, &argument)?;
+            let on_stdio = |config: &DeviceConfig| matches!(config, DeviceConfig::Console(ConsoleFile::Stdio));
+            if on_stdio(&config) && devices.iter().any(|other: &Device| on_stdio(&other.config)) {
+                return Err(SpecError::new(&argument, "only one console can be on stdio"));
+            }
+            devices.push(Device { id, slot, config, argument: argument.escape_debug().to_string() });
+        }
+        Ok(VmSpec {
+            name,
+            machine,
+            cpu: self.file.cpu.unwrap_or_default(),
+            cpus,
+            memory,
+            kernel,
+            initrd,
+            append,
+            reboot: self.file.reboot.unwrap_or(true),
+            devices,
+        })
+    }
+
+    fn name(&self) -> Result<String, SpecError> {
+        let name = self.file.name.clone().unwrap_or_else(|| "vm".to_owned());
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if begins && name.len() <= 64 && name.chars().all(allowed) {
+            Ok(name)
+        } else {
+            let problem = "a name is 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit";
+            Err(SpecError::new(&self.argument("--name", "name", &name), problem))
+        }
+    }
+
+    fn cpus(&self) -> Result<Given<Cpus>, SpecError> {
+        let boot = self.file.cpus.boot.unwrap_or(1);
+        let max = self.file.cpus.max.unwrap_or(boot);
+        let argument = self.argument("--cpus", "cpus", &boot.to_string());
+        let wrong = |problem: String| SpecError::new(&argument, problem);
+        if boot == 0 {
+            return Err(wrong("a machine has at least 1 processor".to_owned()));
+        }
+        let number = |number: u32| u8::try_from(number).ok().filter(|number| *number <= CPUS_MAX);
+        let too_many = || wrong(format!("a machine has at most {CPUS_MAX} processors"));
+        let cpus = Cpus { boot: number(boot).ok_or_else(too_many)?, max: number(max).ok_or_else(too_many)? };
+        if cpus.max < cpus.boot {
+            return Err(wrong(format!("cpus.max is {max}, less than the {boot} to start with")));
+        }
+        Ok(Given { value: cpus, argument })
+    }
+
+    fn memory(&self) -> Result<Given<Memory>, SpecError> {
+        let memory = &self.file.memory;
+        let given = memory.size.as_ref().map_or_else(|| "256M".to_owned(), ToString::to_string);
+        let argument = self.argument("--memory", "memory.size", &given);
+        let wrong = |problem: String| SpecError::new(&argument, problem);
+        let size = bytes(memory.size.as_ref().unwrap_or(&Size::Bytes(256 << 20))).map_err(&wrong)?;
+        if size < MEMORY_MIN {
+            return Err(wrong(format!("a machine has at least {}", size::text(MEMORY_MIN))));
+        }
+        if size % 4096 != 0 {
+            return Err(wrong("not a multiple of 4096 bytes".to_owned()));
+        }
+        if memory.max.as_ref().is_some_and(|max| bytes(max) != Ok(size)) || memory.slots.unwrap_or(0) != 0 {
+            return Err(wrong(
+                "memory.max other than the size and memory.slots other than 0 are not supported yet".to_owned(),
+            ));
+        }
+        Ok(Given { value: Memory { size }, argument })
+    }
+}
+
+fn read_file(path: &str) -> Result<SpecFile, SpecError> {
+    let read = |path: &str| {
+        let file = std::fs::File::open(path)?;
+        let mut text = String::new();
+        file.take(FILE_MAX + 1).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = read(path).map_err(|error| SpecError::Read { path: path.to_owned(), error })?;
+    if text.len() as u64 > FILE_MAX {
+        return Err(SpecError::new(&format!("--spec {path}"), "larger than 1 MiB"));
+    }
+    serde_json::from_str(&text).map_err(|error| SpecError::Parse { path: path.to_owned(), error })
+}
+
+fn path_of(text: &str, argument: &str) -> Result<PathBuf, SpecError> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(SpecError::new(argument, "not a path"));
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn bytes(size: &Size) -> Result<u64, String> {
+    match size {
+        Size::Bytes(bytes) => Ok(*bytes),
+        Size::Text(text) => size::parse(text),
+    }
+}
+
+fn config(device: DeviceFile, argument: &str) -> Result<DeviceConfig, SpecError> {
+    let wrong = |problem: String| SpecError::new(argument, problem);
+    let queues = |queues: Option<u32>| {
+        let queues = u16::try_from(queues.unwrap_or(1)).ok().filter(|queues| (1..=QUEUES_MAX).contains(queues));
+        queues.ok_or_else(|| wrong(format!("queues is 1 to {QUEUES_MAX}")))
+    };
+    match device {
+        DeviceFile::Disk(DiskFile { path, readonly, queues: number }) => Ok(DeviceConfig::Disk(Disk {
+            path: path_of(&path, argument)?,
+            read_only: readonly,
+            queues: queues(number)?,
+        })),
+        DeviceFile::Net(NetFile { tap, mac, mtu, host_ip, queues: number }) => {
+            let tap = match (tap, host_ip) {
+                (Some(_), Some(_)) => {
+                    let problem =
+                        "host-ip is for a tap made for the run; give an address to yours with 'ip address add'";
+                    return Err(wrong(problem.to_owned()));
+                }
+                (Some(name), None) => Tap::Named(tap_name(name).map_err(wrong)?),
+                (None, text) => Tap::Made(text.as_deref().map(host_ip_of).transpose().map_err(wrong)?),
+            };
+            let mac = mac.as_deref().map_or_else(|| Ok(drawn_mac()), mac_of).map_err(wrong)?;
+            let mtu = mtu.map(|mtu| {
+                // Below 68 bytes IPv4 does not work (RFC 791); 65521 is the most that a tap takes.
+                u16::try_from(mtu)
+                    .ok()
+                    .filter(|mtu| (68..=65521).contains(mtu))
+                    .ok_or_else(|| wrong("mtu is 68 to 65521".to_owned()))
+            });
+            Ok(DeviceConfig::Net(Net { tap, mac, mtu: mtu.transpose()?, queues: queues(number)? }))
+        }
+        DeviceFile::Console(place) => {
+            if let ConsoleFile::File(path) | ConsoleFile::Socket(path) = &place {
+                path_of(path, argument)?;
+            }
+            Ok(DeviceConfig::Console(place))
+        }
+    }
+}
+
+fn tap_name(name: String) -> Result<String, String> {
+    // What the kernel takes as an interface's name (dev_valid_name), without the '%' of a pattern.
+    let odd = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
+    if (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(odd) {
+        Ok(name)
+    } else {
+        Err(format!("tap={} is not a name of a network interface", name.escape_debug()))
+    }
+}
+
+fn host_ip_of(text: &str) -> Result<(Ipv4Addr, u8), String> {
+    let parsed = text.split_once('/').and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
+    match parsed {
+        Some((address, prefix)) if (1..=32).contains(&prefix) => Ok((address, prefix)),
+        _ => Err(format!("host-ip={text} is not an address with a prefix length, as 192.168.100.1/24")),
+    }
+}
+
+fn mac_of(text: &str) -> Result<[u8; 6], String> {
+    let wrong = || format!("mac={text} is not a MAC address, as 52:54:00:12:34:56");
+    let parts: Vec<&str> = text.split(':').collect();
+    let mut mac = [0; 6];
+    if parts.len() != mac.len() {
+        return Err(wrong());
+    }
+    for (byte, part) in mac.iter_mut().zip(parts) {
+        if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+    }
+    if mac == [0; 6] || mac[0] & 1 == 1 {
+        return Err(format!("mac={text} is no address of a single interface: it is zero or has the group bit"));
+    }
+    Ok(mac)
+}
+
+/// A random, locally administered address.
+fn drawn_mac() -> [u8; 6] {
+    // The standard library seeds every RandomState from the kernel's random numbers.
+    let [_, _, mut mac @ ..] = RandomState::new().build_hasher().finish().to_be_bytes();
+    mac[0] = (mac[0] & !1) | 2;
+    mac
+}
+
+impl From<&VmSpec> for SpecFile {
+    fn from(spec: &VmSpec) -> Self {
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let device = |device: &Device| {
+            let file = match &device.config {
+                DeviceConfig::Disk(disk) => DeviceFile::Disk(DiskFile {
+                    path: text(&disk.path),
+                    readonly: disk.read_only,
+                    queues: Some(disk.queues.into()),
+                }),
+                DeviceConfig::Net(net) => DeviceFile::Net(NetFile {
+                    tap: match &net.tap {
+                        Tap::Named(name) => Some(name.clone()),
+                        Tap::Made(_) => None,
+                    },
+                    mac: Some(net.mac.map(|byte| format!("{byte:02x}")).join(":")),
+                    mtu: net.mtu.map(u32::from),
+                    host_ip: match &net.tap {
+                        Tap::Made(Some((address, prefix))) => Some(format!("{address}/{prefix}")),
+                        _ => None,
+                    },
+                    queues: Some(net.queues.into()),
+                }),
+                DeviceConfig::Console(place) => DeviceFile::Console(place.clone()),
+            };
+            (device.id.clone(), file)
+        };
+        Self {
+            version: file::VERSION,
+            name: Some(spec.name.clone()),
+            machine: Some(spec.machine),
+            cpu: Some(spec.cpu),
+            cpus: CpusFile { boot: Some(spec.cpus.value.boot.into()), max: Some(spec.cpus.value.max.into()) },
+            memory: MemoryFile {
+                size: Some(Size::Text(size::text(spec.memory.value.size))),
+                max: Some(Size::Text(size::text(spec.memory.value.size))),
+                slots: Some(0),
+            },
+            kernel: Some(text(&spec.kernel.value)),
+            initrd: spec.initrd.as_ref().map(|initrd| text(&initrd.value)),
+            append: Some(spec.append.clone()),
+            reboot: Some(spec.reboot),
+            devices: Devices(spec.devices.iter().map(device).collect()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! The machine as JSON: what stands in the file of `--spec` and what `ozone spec` prints.
+
+use std::fmt;
+
+use protocol::{DeviceId, Machine};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The version of the format.
+pub const VERSION: u32 = 1;
+
+/// The whole file. Everything but the version may be left out; an unknown key is an error.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SpecFile {
+    /// The version of the format.
+    pub version: u32,
+    /// The machine's name in messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The board.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    /// The processor model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuModel>,
+    /// Numbers of processors.
+    #[serde(default)]
+    pub cpus: CpusFile,
+    /// Sizes of memory.
+    #[serde(default)]
+    pub memory: MemoryFile,
+    /// Path of the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Path of the initial ramdisk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
+    /// Whether a reset starts the machine again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<bool>,
+    /// The devices by name; their order is that of the board.
+    #[serde(default)]
+    pub devices: Devices,
+}
+
+impl Default for SpecFile {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            name: None,
+            machine: None,
+            cpu: None,
+            cpus: CpusFile::default(),
+            memory: MemoryFile::default(),
+            kernel: None,
+            initrd: None,
+            append: None,
+            reboot: None,
+            devices: Devices::default(),
+        }
+    }
+}
+
+/// Processor models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// What the host has, as far as KVM supports it.
+    #[default]
+    Host,
+}
+
+/// Numbers of processors.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CpusFile {
+    /// Started with the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<u32>,
+    /// That the machine has room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+}
+
+/// Sizes of memory.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MemoryFile {
+    /// At the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// That the machine can grow to; has to equal the size as yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<Size>,
+    /// Slots for more memory; has to be 0 as yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+}
+
+/// A size: a text like `512M`, or a number of bytes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a size: a text like \"512M\" or a number of bytes")]
+pub enum Size {
+    /// A number of bytes.
+    Bytes(u64),
+    /// With a unit.
+    Text(String),
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(formatter, "{bytes}"),
+            Self::Text(text) => formatter.write_str(text),
+        }
+    }
+}
+
+/// One device.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceFile {
+    /// A disk.
+    Disk(DiskFile),
+    /// A network interface.
+    Net(NetFile),
+    /// A console.
+    Console(ConsoleFile),
+}
+
+/// A disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DiskFile {
+    /// The image or block device.
+    pub path: String,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub readonly: bool,
+    /// Request queues.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u32>,
+}
+
+/// A network interface.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NetFile {
+    /// An existing tap; one is made for the run when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// The guest's MAC address; drawn when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The MTU; the tap's own, or 1500, when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The host's address and prefix length on a tap made for the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<String>,
+    /// Queue pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u32>,
+}
+
+/// A console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsoleFile {
+    /// Standard input and output of `ozone`.
+    Stdio,
+    /// A new pseudo-terminal.
+    Pty,
+    /// Output to the end of a file, no input.
+    File(String),
+    /// A unix socket to be made.
+    Socket(String),
+}
+
+/// Devices by name, in the order of the text.
+#[derive(Debug, Default)]
+pub struct Devices(pub Vec<(DeviceId, DeviceFile)>);
+
+impl Serialize for Devices {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(id, device)| (id, device)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Devices {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Devices;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("devices by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Devices, A::Error> {
+                let mut devices: Vec<(DeviceId, DeviceFile)> = Vec::new();
+                while let Some((id, device)) = map.next_entry::<DeviceId, DeviceFile>()? {
+                    if devices.iter().any(|(other, _)| *other == id) {
+                        return Err(A::Error::custom(format!("device '{id}' stands there twice")));
+                    }
+                    devices.push((id, device));
+                }
+                Ok(Devices(devices))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder)
+    }
+}

@@ -1,0 +1,186 @@
+//! Every bad input that can be told from the text alone, and the way of a good one.
+
+use std::io::Write;
+
+use super::*;
+use crate::cli::{self, Command, Parsed};
+
+fn machine(words: &[&str]) -> Result<VmSpec, String> {
+    let line = ["ozone", "run"].iter().chain(words).map(std::ffi::OsString::from);
+    match cli::parse(line) {
+        Parsed::Command(command) => match *command {
+            Command::Run(options) | Command::Spec(options) => load(&options).map_err(|error| error.to_string()),
+        },
+        other => panic!("{words:?}: {other:?}"),
+    }
+}
+
+fn written(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn the_least_that_makes_a_machine() {
+    let spec = machine(&["--kernel", "vmlinuz"]).unwrap();
+    assert_eq!((spec.cpus.value.boot, spec.cpus.value.max, spec.memory.value.size), (1, 1, 256 << 20));
+    assert_eq!(spec.name, "vm");
+    assert!(spec.reboot);
+    let [console] = &spec.devices[..] else { panic!("{:?}", spec.devices) };
+    assert_eq!(console.id.as_str(), "console0");
+    assert!(matches!(console.config, DeviceConfig::Console(ConsoleFile::Stdio)));
+}
+
+#[test]
+fn each_wrong_argument_is_refused_in_one_line_that_names_it() {
+    let long = format!("--append={}", "x".repeat(9000));
+    let many: Vec<String> = (0..16).map(|number| format!("--disk=path=d{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let table: &[(&[&str], &[&str])] = &[
+        (&["--memory", "0"], &["--memory 0", "64M"]),
+        (&["--memory", "1MiB"], &["--memory 1MiB", "64M"]),
+        (&["--memory", "lots"], &["--memory lots", "not a size"]),
+        (&["--memory", "-1"], &["--memory -1", "not a size"]),
+        (&["--memory", "67108865"], &["--memory 67108865", "4096"]),
+        (&["--cpus", "0"], &["--cpus 0", "at least 1"]),
+        (&["--cpus", "255"], &["--cpus 255", "at most 254"]),
+        (&["--cpus", "-1"], &["--cpus -1", "not a number"]),
+        (&["--cpus", "two"], &["--cpus two", "not a number"]),
+        (&["--disk", "root.img"], &["--disk root.img", "unknown key 'root.img'", "path"]),
+        (&["--disk", "readonly"], &["--disk readonly", "'path' is missing"]),
+        (&["--disk", "path="], &["--disk path=", "path=…"]),
+        (&["--disk", "path=a,readonly=maybe"], &["readonly=maybe"]),
+        (&["--disk", "path=a,path=b"], &["twice"]),
+        (&["--disk", "path=a,queues=0"], &["queues is 1 to"]),
+        (&["--disk", "path=a,queues=x"], &["queues=x"]),
+        (&["--disk", "path=a,id=Root"], &["'Root'"]),
+        (&["--disk", "path=a,id=x", "--disk", "path=b,id=x"], &["--disk path=b,id=x", "taken by --disk path=a,id=x"]),
+        (&["--net", "mac=52:54:00:12:34"], &["mac=52:54:00:12:34"]),
+        (&["--net", "mac=52:54:00:12:34:5g"], &["mac=52:54:00:12:34:5g"]),
+        (&["--net", "mac=+5:54:00:12:34:56"], &["mac=+5"]),
+        (&["--net", "mac=01:00:5e:00:00:01"], &["group bit"]),
+        (&["--net", "mac=00:00:00:00:00:00"], &["zero"]),
+        (&["--net", "mtu=67"], &["mtu is 68"]),
+        (&["--net", "mtu=70000"], &["mtu is 68"]),
+        (&["--net", "tap=a/b"], &["tap=a/b"]),
+        (&["--net", "tap=abcdefghijklmnop"], &["tap=abcdefghijklmnop"]),
+        (&["--net", "tap=tap0,host-ip=10.0.0.1/8"], &["host-ip"]),
+        (&["--net", "host-ip=10.0.0.1"], &["host-ip=10.0.0.1"]),
+        (&["--net", "host-ip=10.0.0.1/33"], &["host-ip=10.0.0.1/33"]),
+        (&["--net", "bridge=br0"], &["unknown key 'bridge'", "host-ip"]),
+        (&["--console", "tty"], &["unknown key 'tty'", "stdio"]),
+        (&["--console", "stdio,pty"], &["one place"]),
+        (&["--console", "stdio", "--console", "stdio"], &["only one console"]),
+        (&["--name", "../x"], &["--name ../x"]),
+        (&["--name", ""], &["--name"]),
+        (&[&long], &["--append", "9000"]),
+        (&["--append", "a\nb"], &["--append", "control character"]),
+        (&many, &["--disk path=d15", "room for 15"]),
+        (&["--spec", "/nonexistent/vm.json"], &["--spec /nonexistent/vm.json", "No such file"]),
+    ];
+    for (words, expected) in table {
+        let words: Vec<&str> = ["--kernel", "k"].iter().chain(*words).copied().collect();
+        let text = machine(&words).expect_err(&format!("{words:?}"));
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for part in *expected {
+            assert!(text.contains(part), "{words:?}: '{text}' lacks '{part}'");
+        }
+    }
+    assert!(machine(&[]).unwrap_err().contains("--kernel"));
+}
+
+#[test]
+fn each_wrong_file_is_refused_in_one_line_that_names_the_key() {
+    for (text, expected) in [
+        ("", "EOF"),
+        ("[]", "struct SpecFile"),
+        (r#"{"version": 2, "kernel": "k"}"#, "version 2"),
+        (r#"{"kernel": "k"}"#, "`version`"),
+        (r#"{"version": 1, "kernal": "k"}"#, "`kernal`"),
+        (r#"{"version": 1, "kernel": "k", "kernel": "k"}"#, "`kernel`"),
+        (r#"{"version": 1, "kernel": "k", "memory": {"sizes": 1}}"#, "`sizes`"),
+        (r#"{"version": 1, "kernel": "k", "memory": {"size": "1M"}}"#, "memory.size 1M"),
+        (r#"{"version": 1, "kernel": "k", "memory": {"size": true}}"#, "a size"),
+        (r#"{"version": 1, "kernel": "k", "memory": {"max": "1G"}}"#, "memory.max"),
+        (r#"{"version": 1, "kernel": "k", "cpus": {"boot": 4, "max": 2}}"#, "cpus.max is 2"),
+        (r#"{"version": 1, "kernel": "k", "cpu": "z80"}"#, "`z80`"),
+        (r#"{"version": 1, "kernel": "k", "machine": "microvm-9"}"#, "`microvm-9`"),
+        (r#"{"version": 1, "kernel": "k", "devices": {"A": {"disk": {"path": "x"}}}}"#, "'A'"),
+        (r#"{"version": 1, "kernel": "k", "devices": {"a": {"floppy": {"path": "x"}}}}"#, "`floppy`"),
+        (r#"{"version": 1, "kernel": "k", "devices": {"a": {"disk": {"path": "x", "ro": true}}}}"#, "`ro`"),
+        (r#"{"version": 1, "kernel": "k", "devices": {"a": {"disk": {"readonly": true}}}}"#, "`path`"),
+        (
+            r#"{"version": 1, "kernel": "k", "devices": {"a": {"console": "pty"}, "a": {"console": "pty"}}}"#,
+            "'a' stands there twice",
+        ),
+        (r#"{"version": 1, "kernel": "k", "devices": {"a": {"net": {"mac": "x"}}}}"#, "devices.a in"),
+    ] {
+        let file = written(text);
+        let said = machine(&["--spec", file.path().to_str().unwrap()]).expect_err(text);
+        assert!(said.contains(expected), "{text}: '{said}' lacks '{expected}'");
+        assert!(said.contains(file.path().to_str().unwrap()), "{text}: '{said}' does not name the file");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn a_printed_machine_reads_back_as_the_same() {
+    let spec = machine(&[
+        "--kernel",
+        "k",
+        "--initrd",
+        "i",
+        "--append",
+        "console=hvc0",
+        "--cpus",
+        "2",
+        "--memory",
+        "1G",
+        "--no-reboot",
+        "--disk",
+        "path=b,,c.img,id=zeta",
+        "--disk",
+        "path=a.img,readonly,queues=2",
+        "--net",
+        "host-ip=10.0.0.1/8",
+        "--net",
+        "tap=tap0,mtu=9000",
+        "--console",
+        "socket=/run/s",
+        "--name",
+        "web1",
+    ])
+    .unwrap();
+    let text = serde_json::to_string_pretty(&SpecFile::from(&spec)).unwrap();
+    let file = written(&text);
+    let again = machine(&["--spec", file.path().to_str().unwrap()]).unwrap();
+    assert_eq!(serde_json::to_string_pretty(&SpecFile::from(&again)).unwrap(), text);
+    let ids: Vec<&str> = again.devices.iter().map(|device| device.id.as_str()).collect();
+    assert_eq!(ids, ["zeta", "disk0", "net0", "net1", "console0"], "the order is that of the options");
+    assert!(text.contains("b,c.img"));
+}
+
+#[test]
+fn options_go_before_the_file() {
+    let file = written(
+        r#"{"version": 1, "kernel": "k", "memory": {"size": 134217728}, "devices": {
+            "root": {"disk": {"path": "old.img"}}, "log": {"console": {"file": "log"}}}}"#,
+    );
+    let path = file.path().to_str().unwrap();
+    let spec =
+        machine(&["--spec", path, "--memory", "1G", "--disk", "path=new.img,id=root", "--disk", "path=more"]).unwrap();
+    assert_eq!(spec.memory.value.size, 1 << 30);
+    assert_eq!(spec.memory.argument, "--memory 1G");
+    let ids: Vec<&str> = spec.devices.iter().map(|device| device.id.as_str()).collect();
+    assert_eq!(ids, ["root", "log", "disk0"]);
+    assert!(matches!(&spec.devices[0].config, DeviceConfig::Disk(disk) if disk.path.ends_with("new.img")));
+}
+
+#[test]
+fn a_drawn_mac_is_an_individual_local_one() {
+    for _ in 0..100 {
+        let mac = drawn_mac();
+        assert_eq!(mac[0] & 3, 2, "{mac:?}");
+    }
+}

@@ -1,0 +1,279 @@
+//! Every host path becomes a descriptor here and nowhere else, before any process starts.
+//!
+//! What is made for the run (taps, sockets, locks) lives as long as [`Resources`]; what belongs to one incarnation of a
+//! process is made afresh by [`HostDevice::incarnation`].
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::Mode;
+use protocol::{BlkSpec, ConsoleSpec, DeviceKind, DeviceSpec, Fault, FaultKind, NetSpec};
+
+use crate::ioctl;
+use crate::process::Process;
+use crate::report;
+use crate::spec::{DeviceConfig, Given, Tap, VmSpec, size};
+
+pub mod console;
+pub mod disk;
+pub mod tap;
+pub mod terminal;
+
+/// Why something of the host cannot be had: whose doing it is, which argument or thing, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{subject}: {problem}")]
+pub struct ResourceError {
+    kind: FaultKind,
+    subject: String,
+    problem: String,
+}
+
+impl ResourceError {
+    /// The argument `subject` cannot be what it is.
+    fn input(subject: impl fmt::Display, problem: impl Into<String>) -> Self {
+        Self { kind: FaultKind::Input, subject: subject.to_string(), problem: problem.into() }
+    }
+
+    /// The host lacks something.
+    fn host(subject: impl fmt::Display, problem: impl Into<String>) -> Self {
+        Self { kind: FaultKind::Host, subject: subject.to_string(), problem: problem.into() }
+    }
+}
+
+impl From<ResourceError> for Fault {
+    fn from(error: ResourceError) -> Self {
+        Fault { kind: error.kind, message: error.to_string() }
+    }
+}
+
+/// What an I/O error says, without the number that the standard library adds.
+fn said(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
+}
+
+/// Everything of the host that a machine uses.
+#[derive(Debug)]
+pub struct Resources {
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// The kernel image.
+    pub kernel: OwnedFd,
+    /// The initial ramdisk.
+    pub initrd: Option<OwnedFd>,
+    /// `/dev/null`.
+    pub null: OwnedFd,
+    /// The host side of each device, in the order of the spec.
+    pub devices: Vec<HostDevice>,
+    executables: Executables,
+}
+
+/// The executables of the roles, opened with O_PATH; of the devices' only those that are needed.
+#[derive(Debug)]
+struct Executables {
+    core: OwnedFd,
+    devices: Vec<(DeviceKind, OwnedFd)>,
+}
+
+/// The host side of one device.
+#[derive(Debug)]
+pub enum HostDevice {
+    /// A disk's image.
+    Disk(disk::Image),
+    /// A network interface's tap.
+    Net(tap::Taps),
+    /// Where a console's bytes go.
+    Console(console::Place),
+}
+
+impl HostDevice {
+    /// What a fresh backend process is handed. `serial` goes to a console.
+    ///
+    /// # Errors
+    /// [`ResourceError`] when the host no longer gives what it gave before.
+    pub fn incarnation(&self, serial: Option<OwnedFd>) -> Result<DeviceSpec, ResourceError> {
+        let copy =
+            |fd: &OwnedFd| fd.try_clone().map_err(|error| ResourceError::host("duplicate a descriptor", said(&error)));
+        Ok(match self {
+            Self::Disk(image) => DeviceSpec::Blk(BlkSpec {
+                image: image.incarnation()?.into(),
+                read_only: image.read_only,
+                serial: image.serial.clone(),
+                queues: image.queues,
+            }),
+            Self::Net(taps) => DeviceSpec::Net(NetSpec {
+                taps: taps.queues.iter().map(|queue| copy(queue).map(Into::into)).collect::<Result<_, _>>()?,
+                mac: taps.mac,
+                mtu: taps.mtu,
+            }),
+            Self::Console(place) => {
+                DeviceSpec::Console(ConsoleSpec { host: place.host(copy)?, serial: serial.map(Into::into) })
+            }
+        })
+    }
+}
+
+impl Resources {
+    /// Opens everything that `spec` names. What changes the host (sockets, taps) comes last.
+    ///
+    /// # Errors
+    /// [`ResourceError`] naming the argument; nothing is left behind.
+    pub fn open(spec: &VmSpec) -> Result<Self, ResourceError> {
+        let kernel = open_image(&spec.kernel)?;
+        let initrd = spec.initrd.as_ref().map(open_image).transpose()?;
+        let images = disk::open_all(spec)?;
+        check_memory(spec)?;
+        let kvm = open_kvm(spec)?;
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(|error| ResourceError::host("/dev/null", said(&error)))?;
+        let executables = Executables::open(spec)?;
+
+        let mut images = images.into_iter();
+        let mut devices = Vec::new();
+        for device in &spec.devices {
+            let host = match &device.config {
+                DeviceConfig::Disk(_) => images.next().map(HostDevice::Disk),
+                DeviceConfig::Net(net) => Some(HostDevice::Net(tap::open(net, &device.argument)?)),
+                DeviceConfig::Console(place) => Some(HostDevice::Console(console::open(place, &device.argument)?)),
+            };
+            devices.extend(host);
+        }
+        Ok(Self { kvm, kernel, initrd, null: null.into(), devices, executables })
+    }
+
+    /// The executable of a process.
+    pub fn executable(&self, process: &Process) -> &OwnedFd {
+        let wanted = match process {
+            Process::Core => None,
+            Process::Backend { kind, .. } => self.executables.devices.iter().find(|(other, _)| other == kind),
+        };
+        wanted.map_or(&self.executables.core, |(_, executable)| executable)
+    }
+
+    /// Says what was made for the run and cannot be known beforehand.
+    pub fn announce(&self, spec: &VmSpec) {
+        for (device, host) in spec.devices.iter().zip(&self.devices) {
+            let role = device.kind().role();
+            match (host, &device.config) {
+                (HostDevice::Console(console::Place::Pty { path, .. }), _) => {
+                    report::say(&format!("[{role}/{}] on {path}", device.id));
+                }
+                (HostDevice::Net(taps), DeviceConfig::Net(net)) if matches!(net.tap, Tap::Made(_)) => {
+                    report::say(&format!("[{role}/{}] on the new tap {}", device.id, taps.name));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The user's terminal, if a console is on it.
+    pub fn terminal(&self) -> Option<&terminal::Terminal> {
+        self.devices.iter().find_map(|device| match device {
+            HostDevice::Console(console::Place::Terminal(terminal)) => Some(terminal),
+            _ => None,
+        })
+    }
+}
+
+impl Executables {
+    fn open(spec: &VmSpec) -> Result<Self, ResourceError> {
+        let own = std::env::current_exe().map_err(|error| ResourceError::host("/proc/self/exe", said(&error)))?;
+        let directory = own.parent().unwrap_or(Path::new("/"));
+        let open_one = |name: &str| {
+            let path = directory.join(name);
+            let fault = |problem: String| {
+                let advice = "; the executables of one release belong into one directory";
+                ResourceError::host(format!("executable {}", path.display()), problem + advice)
+            };
+            let executable = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(|errno| fault(errno.desc().to_owned()))?;
+            let metadata = File::from(executable.try_clone().map_err(|error| fault(said(&error)))?).metadata();
+            match metadata {
+                Ok(metadata) if metadata.is_file() => Ok(executable),
+                Ok(_) => Err(fault("not a file".to_owned())),
+                Err(error) => Err(fault(said(&error))),
+            }
+        };
+        let core = open_one("vmm-core")?;
+        let mut devices: Vec<(DeviceKind, OwnedFd)> = Vec::new();
+        for device in &spec.devices {
+            let kind = device.kind();
+            if devices.iter().all(|(other, _)| *other != kind) {
+                devices.push((kind, open_one(&format!("ozone-{}", kind.role()))?));
+            }
+        }
+        Ok(Self { core, devices })
+    }
+}
+
+/// Opens a kernel or an initial ramdisk. What is in it is for the jailed core to find out.
+fn open_image(path: &Given<std::path::PathBuf>) -> Result<OwnedFd, ResourceError> {
+    // Without O_NONBLOCK the open of a FIFO waits for a writer.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(&path.value);
+    let wrong = |problem: String| ResourceError::input(path.argument.escape_debug(), problem);
+    let file = file.map_err(|error| wrong(said(&error)))?;
+    let metadata = file.metadata().map_err(|error| wrong(said(&error)))?;
+    if metadata.is_dir() {
+        return Err(wrong("is a directory, not a file".to_owned()));
+    }
+    if !metadata.is_file() {
+        let what = if metadata.file_type().is_fifo() { "a pipe" } else { "a device or socket" };
+        return Err(wrong(format!("is {what}, not a file")));
+    }
+    if metadata.len() == 0 {
+        return Err(wrong("is empty".to_owned()));
+    }
+    Ok(file.into())
+}
+
+fn check_memory(spec: &VmSpec) -> Result<(), ResourceError> {
+    let host = nix::sys::sysinfo::sysinfo().map_err(|errno| ResourceError::host("sysinfo", errno.desc()))?.ram_total();
+    if spec.memory.value.size > host {
+        let total = size::text(host >> 20 << 20);
+        return Err(ResourceError::input(&spec.memory.argument, format!("more than the {total} that this host has")));
+    }
+    Ok(())
+}
+
+fn open_kvm(spec: &VmSpec) -> Result<OwnedFd, ResourceError> {
+    /// The one version there is (KVM API, KVM_GET_API_VERSION).
+    const API: i32 = 12;
+    let host = |problem: String| ResourceError::host("/dev/kvm", problem);
+    let file = File::options().read(true).write(true).open("/dev/kvm").map_err(|error| {
+        host(match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
+                "this host has no KVM: enable virtualization in its firmware and load the module kvm_intel or kvm_amd"
+                    .to_owned()
+            }
+            Some(Errno::EACCES | Errno::EPERM) => {
+                format!("user {} has no rights on it: add the user to the group kvm", nix::unistd::geteuid())
+            }
+            _ => said(&error),
+        })
+    })?;
+    let kvm = ioctl::kvm(&file).map_err(|error| host(said(&error)))?;
+    match kvm.get_api_version() {
+        API => {}
+        -1 => return Err(host("it does not answer as KVM does: is it the device of the kvm module?".to_owned())),
+        other => return Err(host(format!("KVM of API version {other}, where {API} is needed"))),
+    }
+    let most = kvm.get_max_vcpus();
+    if usize::from(spec.cpus.value.max) > most {
+        let problem = format!("this host's KVM supports at most {most} processors in a machine");
+        return Err(ResourceError::input(&spec.cpus.argument, problem));
+    }
+    Ok(file.into())
+}
+
+/// Opens anew what a descriptor stands for, with an open file description of its own.
+fn reopen(fd: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    open(path.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())
+}

@@ -1,0 +1,13 @@
+//! The launcher and supervisor of a virtual machine: it opens every host path, puts every other process in its jail,
+//! and sees to their end.
+
+pub mod cli;
+pub mod exit;
+pub mod ioctl;
+pub mod jail;
+pub mod process;
+pub mod report;
+pub mod resources;
+pub mod spec;
+pub mod supervisor;
+pub mod uids;

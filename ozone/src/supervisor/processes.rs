@@ -1,0 +1,306 @@
+//! The children of one incarnation of a machine, and the one loop that waits for any of them.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use protocol::{Channel, FromBackend, FromCore, LinkError, ToBackend, ToCore};
+
+use super::log_pipe::LogPipe;
+use super::signals::Signals;
+use crate::exit::Death;
+use crate::jail::Jailed;
+use crate::process::Process;
+use crate::report;
+
+/// How long a child that has closed its channel may take to end.
+const CLOSED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How many messages of one child are taken at a look.
+const MESSAGES: usize = 32;
+
+/// ozone's end of a child's control channel.
+#[derive(Debug)]
+pub enum Link {
+    /// The core's.
+    Core(Channel<ToCore, FromCore>),
+    /// A backend's.
+    Backend(Channel<ToBackend, FromBackend>),
+}
+
+/// A message from a child.
+#[derive(Debug)]
+pub enum Message {
+    /// From the core.
+    Core(FromCore),
+    /// From a backend.
+    Backend(FromBackend),
+}
+
+impl Link {
+    fn receive(&self) -> Result<Message, LinkError> {
+        match self {
+            Self::Core(channel) => channel.try_receive().map(Message::Core),
+            Self::Backend(channel) => channel.try_receive().map(Message::Backend),
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        match self {
+            Self::Core(channel) => channel.as_fd(),
+            Self::Backend(channel) => channel.as_fd(),
+        }
+    }
+}
+
+/// One child.
+#[derive(Debug)]
+pub struct Child {
+    /// Its name.
+    pub process: Process,
+    jailed: Jailed,
+    /// `None` once either side has closed it.
+    link: Option<Link>,
+    log: LogPipe,
+    /// When the other side closed the link.
+    closed: Option<Instant>,
+    /// How it ended, once that has been told.
+    ended: bool,
+}
+
+impl Child {
+    /// Puts the parts of a child together.
+    pub fn new(process: Process, jailed: Jailed, link: Link, log: LogPipe) -> Self {
+        Self { process, jailed, link: Some(link), log, closed: None, ended: false }
+    }
+}
+
+/// Something that happened. Children are named by their place: 0 is the core.
+#[derive(Debug)]
+pub enum Event {
+    /// A signal to `ozone`.
+    Signal(Signal),
+    /// A child says something.
+    Message(usize, Message),
+    /// A child's channel is of no use any more, though the child lives.
+    Broken(usize, LinkError),
+    /// A child has ended. All that it had said has been told before.
+    Died(usize, Death),
+    /// Nothing until the deadline.
+    Deadline,
+}
+
+/// The children of one incarnation. Dropping them ends them, without grace.
+#[derive(Debug)]
+pub struct Processes<'a> {
+    children: Vec<Child>,
+    signals: &'a Signals,
+    pending: VecDeque<Event>,
+}
+
+/// What a polled descriptor belongs to.
+#[derive(Clone, Copy)]
+enum Source {
+    Signals,
+    Log(usize),
+    Link(usize),
+    Process(usize),
+}
+
+impl<'a> Processes<'a> {
+    /// The children, the core first.
+    pub fn new(children: Vec<Child>, signals: &'a Signals) -> Self {
+        Self { children, signals, pending: VecDeque::new() }
+    }
+
+    /// The child at a place.
+    pub fn get(&self, place: usize) -> Option<&Child> {
+        self.children.get(place)
+    }
+
+    /// The name of the child at a place.
+    pub fn name(&self, place: usize) -> String {
+        self.get(place).map_or_else(|| "an unknown child".to_owned(), |child| child.process.to_string())
+    }
+
+    /// Sends to the core, without waiting for room.
+    ///
+    /// # Errors
+    /// See [`Channel::try_send`]. A core that has gone is no error: its end is told as an event.
+    pub fn send_core(&self, message: &ToCore) -> Result<(), LinkError> {
+        match self.get(0).and_then(|child| child.link.as_ref()) {
+            Some(Link::Core(channel)) => gone_is_fine(channel.try_send(message)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends to a backend, without waiting for room.
+    ///
+    /// # Errors
+    /// See [`Channel::try_send`]. A backend that has gone is no error: its end is told as an event.
+    pub fn send_backend(&self, place: usize, message: &ToBackend) -> Result<(), LinkError> {
+        match self.get(place).and_then(|child| child.link.as_ref()) {
+            Some(Link::Backend(channel)) => gone_is_fine(channel.try_send(message)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next thing that happens until `deadline`.
+    pub fn next(&mut self, deadline: Option<Instant>) -> Event {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return event;
+            }
+            self.look(deadline);
+            if self.pending.is_empty() && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Event::Deadline;
+            }
+        }
+    }
+
+    /// Waits once for anything and queues what it means.
+    fn look(&mut self, deadline: Option<Instant>) {
+        let now = Instant::now();
+        let mut wake = deadline;
+        let mut wake_at = |at: Instant| wake = Some(wake.map_or(at, |wake: Instant| wake.min(at)));
+        let mut sources = vec![Source::Signals];
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        for (place, child) in self.children.iter().enumerate() {
+            let mut watch = |source, fd| {
+                sources.push(source);
+                fds.push(PollFd::new(fd, PollFlags::POLLIN));
+            };
+            if child.log.is_open() {
+                match child.log.rests_until(now) {
+                    Some(until) => wake_at(until),
+                    None => watch(Source::Log(place), child.log.as_fd()),
+                }
+            }
+            if let Some(link) = &child.link {
+                watch(Source::Link(place), link.as_fd());
+            }
+            if !child.ended {
+                watch(Source::Process(place), child.jailed.as_fd());
+            }
+            if let Some(closed) = child.closed {
+                wake_at(closed + CLOSED_PATIENCE);
+            }
+        }
+        // Rounded up: a millisecond too early would be a busy loop until the deadline.
+        let timeout = wake.map_or(PollTimeout::NONE, |wake| {
+            let left = wake.saturating_duration_since(now) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        if poll(&mut fds, timeout).is_err() {
+            return;
+        }
+        let ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
+        let ready: Vec<Source> = sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|(it, _)| it).collect();
+        for source in ready {
+            match source {
+                Source::Signals => self.pending.extend(self.signals.next().map(Event::Signal)),
+                Source::Log(place) => {
+                    if let Some(child) = self.children.get_mut(place) {
+                        child.log.pump(&child.process);
+                    }
+                }
+                Source::Link(place) => self.receive(place),
+                Source::Process(place) => self.ended(place),
+            }
+        }
+        self.give_up_on_closed();
+    }
+
+    /// Queues the messages that are there.
+    fn receive(&mut self, place: usize) {
+        let Some(child) = self.children.get_mut(place) else { return };
+        for _ in 0..MESSAGES {
+            let Some(link) = &child.link else { return };
+            match link.receive() {
+                Ok(message) => self.pending.push_back(Event::Message(place, message)),
+                Err(LinkError::WouldBlock) => return,
+                Err(LinkError::Closed) => {
+                    child.link = None;
+                    child.closed = Some(Instant::now());
+                }
+                Err(error) => {
+                    child.link = None;
+                    self.pending.push_back(Event::Broken(place, error));
+                }
+            }
+        }
+    }
+
+    /// Queues the end of a child, after its last words.
+    fn ended(&mut self, place: usize) {
+        self.receive(place);
+        let Some(child) = self.children.get_mut(place) else { return };
+        child.log.pump(&child.process);
+        if let Some(status) = child.jailed.reap(Instant::now()) {
+            child.ended = true;
+            child.closed = None;
+            self.pending.push_back(Event::Died(place, Death(status)));
+        }
+    }
+
+    fn give_up_on_closed(&mut self) {
+        for (place, child) in self.children.iter_mut().enumerate() {
+            if child.closed.is_some_and(|closed| closed.elapsed() >= CLOSED_PATIENCE) {
+                child.closed = None;
+                self.pending.push_back(Event::Broken(place, LinkError::Closed));
+            }
+        }
+    }
+
+    /// Ends every child and waits for it. The children at `graced` first get until `grace` from now to end by themselves,
+    /// one after the other, with their channels closed.
+    pub fn end(&mut self, graced: &[usize], grace: Duration) {
+        self.pending.clear();
+        for (place, child) in self.children.iter_mut().enumerate() {
+            child.link = None;
+            if !graced.contains(&place) {
+                child.jailed.kill();
+            }
+        }
+        let deadline = Instant::now() + grace;
+        for place in graced {
+            while let Some(child) = self.children.get_mut(*place) {
+                child.log.pump(&child.process);
+                let step = Instant::now() + Duration::from_millis(20);
+                if child.jailed.reap(step.min(deadline)).is_some() || Instant::now() >= deadline {
+                    break;
+                }
+            }
+        }
+        for child in &self.children {
+            child.jailed.kill();
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for child in &mut self.children {
+            if child.jailed.reap(deadline).is_none() {
+                report::say(&format!("{} (process {}) does not end, though killed", child.process, child.jailed.pid()));
+            }
+            child.log.finish(&child.process);
+        }
+        self.children.clear();
+    }
+}
+
+impl Drop for Processes<'_> {
+    fn drop(&mut self) {
+        // Nothing when they have been ended already.
+        self.end(&[], Duration::ZERO);
+    }
+}
+
+/// The end of a child is told by its pidfd, with the reason; that a message no longer reaches it says less.
+fn gone_is_fine(result: Result<(), LinkError>) -> Result<(), LinkError> {
+    match result {
+        Err(LinkError::Closed) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,52 @@
+//! Signals to `ozone` as something to poll.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// The signals that end a run.
+const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// The signals `ozone` handles, blocked and readable.
+#[derive(Debug)]
+pub struct Signals {
+    fd: SignalFd,
+}
+
+impl Signals {
+    /// Blocks the signals for this process and makes them readable.
+    ///
+    /// # Errors
+    /// What sigprocmask(2) or signalfd(2) answers.
+    pub fn take() -> Result<Self, Errno> {
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the default action runs no code of this process. A caller that ignores SIGCHLD hands that down, and the
+        // exit statuses of our children would be lost (waitid(2), NOTES).
+        unsafe { sigaction(Signal::SIGCHLD, &default) }?;
+        let mut mask = SigSet::empty();
+        for signal in ENDING.into_iter().chain([Signal::SIGWINCH]) {
+            mask.add(signal);
+        }
+        // In the background a change of the terminal's settings stops the program unless this is blocked or ignored; it
+        // is ozone that has to put them back.
+        let mut blocked = mask;
+        blocked.add(Signal::SIGTTOU);
+        blocked.thread_block()?;
+        Ok(Self { fd: SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)? })
+    }
+
+    /// The next signal that has arrived.
+    pub fn next(&self) -> Option<Signal> {
+        let info = self.fd.read_signal().ok().flatten()?;
+        Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

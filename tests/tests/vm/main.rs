@@ -1,6 +1,14 @@
 //! The integration tests. `cargo xtask test` runs them; see `ozone_tests::harness`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod boot;
+mod console;
+mod cost;
+mod disk;
+mod input;
+mod jail;
+mod lifecycle;
+mod net;
 mod the_host;
 
 use std::process::ExitCode;
@@ -8,6 +16,17 @@ use std::process::ExitCode;
 use ozone_tests::harness;
 
 fn main() -> ExitCode {
-    let tests = [the_host::TESTS.as_slice()].concat();
+    let tests = [
+        the_host::TESTS.as_slice(),
+        &boot::TESTS,
+        &disk::TESTS,
+        &net::TESTS,
+        &console::TESTS,
+        &lifecycle::TESTS,
+        &jail::TESTS,
+        &input::TESTS,
+        &cost::TESTS,
+    ]
+    .concat();
     harness::main(&tests)
 }

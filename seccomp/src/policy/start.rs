@@ -15,7 +15,6 @@ const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
 pub const ANSWERED: &[Rule] = &[
     allow(SYS_readlink, "the C library's static start looks for its origin in /proc/self/exe"),
     allow(SYS_openat, "the standard library's main thread reads its stack's bounds from /proc/self/maps"),
-    allow(SYS_poll, "the standard library's start looks whether descriptors 0 to 2 are open"),
     allow(SYS_sched_getaffinity, "the C library's allocator and pthread_getattr_np ask for the number of processors"),
 ];
 
@@ -40,6 +39,7 @@ pub const LAUNCH: &[Rule] = &[
     allow(SYS_clone3, "the role's threads"),
     allow(SYS_prctl, "name, dumpable and parent-death signal; no_new_privs for the run filter"),
     allow(SYS_seccomp, "the run filter"),
+    allow(SYS_poll, "the standard library's start looks whether descriptors 0 to 2 are open, and aborts on EPERM"),
     allow(SYS_exit, "end of a thread"),
     allow(SYS_exit_group, "end of the process"),
 ];

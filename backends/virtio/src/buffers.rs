@@ -218,19 +218,21 @@ fn mark<B: Bitmap>(memory: &GuestMemoryMmap<B>, start: usize, length: usize) {
     }
 }
 
-/// Receives one packet by readv(2) into several buffers, in their order, and then into `spare`; returns the packet's
-/// length, as far as there was room. `scratch` only saves an allocation.
+/// Receives one packet by readv(2): first into `header`, then into several buffers in their order, and then into
+/// `spare`; returns the packet's length, as far as there was room. `scratch` only saves an allocation.
 ///
 /// # Errors
 /// What readv(2) answers, and E2BIG for more than [`PARTS`] parts.
 pub fn receive<'b, B: Bitmap + 'b>(
     packets: BorrowedFd<'_>,
+    header: &mut [u8],
     buffers: impl Iterator<Item = &'b mut Buffers<B>>,
     spare: &mut [u8],
     scratch: &mut Scratch,
 ) -> nix::Result<usize> {
     let parts = &mut scratch.0;
     parts.clear();
+    parts.push(iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });
     let mut filled: Vec<&mut Buffers<B>> = Vec::with_capacity(1);
     for buffer in buffers {
         parts.extend_from_slice(buffer.left());
@@ -240,12 +242,12 @@ pub fn receive<'b, B: Bitmap + 'b>(
     if parts.len() > PARTS {
         return Err(Errno::E2BIG);
     }
-    // SAFETY: every part but the last is a range of a mapping that its buffer keeps alive for the call; the last is the
-    // whole of a slice that this function has for itself.
+    // SAFETY: every part but the first and the last is a range of a mapping that its buffer keeps alive for the call; those
+    // two are the whole of slices that this function has for itself.
     let count = unsafe { libc::readv(packets.as_raw_fd(), parts.as_ptr(), count_of(parts)) };
     parts.clear();
     let count = length(count)?;
-    let mut left = count;
+    let mut left = count.saturating_sub(header.len());
     for buffer in filled {
         let now = buffer.length.min(left);
         buffer.written(now);
@@ -370,8 +372,9 @@ mod tests {
         nix::unistd::write(&writer, b"0123456789").unwrap();
         let mut targets = [buffers(&memory, &[(0x1000, 4)]), buffers(&memory, &[(0x2000, 4)])];
         let mut spare = [0; 4];
-        let count = receive(reader.as_fd(), targets.iter_mut(), &mut spare, &mut Scratch::default());
-        assert_eq!((count, &spare[..2]), (Ok(10), &b"89"[..]));
+        let mut header = [0; 1];
+        let count = receive(reader.as_fd(), &mut header, targets.iter_mut(), &mut spare, &mut Scratch::default());
+        assert_eq!((count, &header, &spare[..1]), (Ok(10), b"0", &b"9"[..]));
         assert_eq!(dirty(&memory), [0x1000, 0x2000]);
     }
 }

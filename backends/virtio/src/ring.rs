@@ -2,7 +2,7 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -50,6 +50,8 @@ pub struct Ring {
     queue: Queue,
     memory: Arc<Memory>,
     call: Option<Arc<Call>>,
+    /// The used index up to which the driver has been interrupted or did not want to be.
+    signalled: u16,
 }
 
 impl Ring {
@@ -75,7 +77,8 @@ impl Ring {
             return Err(virtio_queue::Error::QueueNotReady);
         }
         queue.set_next_used(queue.used_idx(memory.as_ref(), Ordering::Acquire)?.0);
-        Ok(Self { queue, memory, call })
+        let signalled = queue.next_used();
+        Ok(Self { queue, memory, call, signalled })
     }
 
     /// Takes the next chain that the driver made available.
@@ -110,22 +113,49 @@ impl Ring {
         Ok(self.queue.add_used(self.memory.as_ref(), head, written)?)
     }
 
+    /// Hands several chains back so that the driver sees all of them or none, as the parts of one packet
+    /// (virtio 1.2, section 5.1.6.4).
+    ///
+    /// # Errors
+    /// As for [`complete`](Self::complete).
+    pub fn complete_together(&mut self, chains: &[(u16, u32)]) -> Result<(), RingError> {
+        let Some((&(last, written), others)) = chains.split_last() else { return Ok(()) };
+        for &(head, written) in others {
+            let slot = self.queue.next_used().checked_rem(self.queue.size()).unwrap_or(0);
+            // The ring begins with flags and index, an element has 8 bytes (section 2.7.8).
+            let place = u64::from(slot).saturating_mul(8).saturating_add(4);
+            let place = GuestAddress(self.queue.used_ring().saturating_add(place));
+            let element = u64::from(head) | u64::from(written) << 32;
+            self.memory.write_obj(element.to_le(), place).map_err(virtio_queue::Error::GuestMemory)?;
+            self.queue.set_next_used(self.queue.next_used().wrapping_add(1));
+        }
+        self.complete(last, written)
+    }
+
     /// Interrupts the driver for what has been completed since the last time, unless it asked not to be
     /// (virtio 1.2, sections 2.7.7 and 2.7.10).
+    ///
+    /// virtio-queue's own answer leaves out VIRTQ_AVAIL_F_NO_INTERRUPT and does not see what was completed together.
     ///
     /// # Errors
     /// An available ring that is not in guest memory.
     pub fn signal(&mut self) -> Result<(), RingError> {
-        let Some(call) = &self.call else { return Ok(()) };
-        let mut wanted = self.queue.needs_notification(self.memory.as_ref())?;
-        if wanted && !self.queue.event_idx_enabled() {
-            // virtio-queue leaves this flag out.
-            let flags: u16 = self
-                .memory
-                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-                .map_err(virtio_queue::Error::GuestMemory)?;
-            wanted = u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0;
-        }
+        let (old, new) = (self.signalled, self.queue.next_used());
+        let Some(call) = self.call.as_ref().filter(|_| old != new) else { return Ok(()) };
+        self.signalled = new;
+        // What was completed has to be visible before the driver's wish is read: it writes the wish, then looks.
+        fence(Ordering::SeqCst);
+        let event_index = self.queue.event_idx_enabled();
+        // The available ring begins with its flags and ends with the index of the event (section 2.7.6).
+        let offset = if event_index { u64::from(self.queue.size()).saturating_mul(2).saturating_add(4) } else { 0 };
+        let place = GuestAddress(self.queue.avail_ring().saturating_add(offset));
+        let wish: u16 = self.memory.load(place, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
+        let wish = u16::from_le(wish);
+        let wanted = if event_index {
+            new.wrapping_sub(wish).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
         if wanted {
             call.signal();
         }
@@ -266,6 +296,21 @@ mod tests {
         assert_eq!(s.memory.read_obj::<u16>(avail_event).unwrap(), 0);
         s.make_available(0, 0);
         assert!(s.ring.listen().unwrap(), "an entry without a kick");
+    }
+
+    #[test]
+    fn chains_completed_together_appear_at_once_and_interrupt_once() {
+        let mut s = setup(1 << VIRTIO_RING_F_EVENT_IDX, u16::MAX);
+        let used_event = GuestAddress(AVAILABLE + 4 + 2 * u64::from(SIZE));
+        s.memory.write_obj(0_u16, used_event).unwrap();
+        s.ring.complete_together(&[(1, 10), (2, 20), (3, 30)]).unwrap();
+        assert_eq!(s.memory.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(), 2);
+        let element = |slot: u64| s.memory.read_obj::<[u32; 2]>(GuestAddress(USED + 4 + 8 * slot)).unwrap();
+        assert_eq!([element(7), element(0), element(1)], [[1, 10], [2, 20], [3, 30]]);
+        s.ring.signal().unwrap();
+        assert!(s.called());
+        s.ring.signal().unwrap();
+        assert!(!s.called(), "nothing new");
     }
 
     #[test]

@@ -1,0 +1,126 @@
+//! The network interface as the driver sees it (virtio 1.2, sections 5.1.3 and 5.1.4).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use protocol::{DeviceSpec, Fault};
+use virtio_backend::{Device, Opened, Outbox, QueueHandler};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+
+use crate::control::{Control, Third};
+use crate::receive::Receive;
+use crate::tap::Tap;
+use crate::transmit::Transmit;
+
+/// What is offered for any tap.
+const FEATURES: [u32; 12] = [
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+];
+
+/// The queues of the tap, one per pair of virtqueues, of which the kernel uses as many as the driver does.
+pub struct Pairs {
+    taps: Vec<Arc<Tap>>,
+    attached: Mutex<usize>,
+}
+
+impl Pairs {
+    /// Attaches the first `count` queues and detaches the others; `false` if there are not so many or the kernel refuses.
+    pub fn use_first(&self, count: usize) -> bool {
+        if !(1..=self.taps.len()).contains(&count) {
+            return false;
+        }
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        while *attached != count {
+            let grow = *attached < count;
+            let index = if grow { *attached } else { attached.saturating_sub(1) };
+            let outcome = self.taps.get(index).map(|tap| tap.attach(grow));
+            if let Some(Err(errno)) = outcome {
+                let verb = if grow { "attach" } else { "detach" };
+                log::error!("{verb} queue {index} of the tap: {errno}");
+                return false;
+            }
+            *attached = if grow { attached.saturating_add(1) } else { index };
+        }
+        true
+    }
+}
+
+/// The network interface itself.
+pub struct NetDevice {
+    pairs: Arc<Pairs>,
+    mac: [u8; 6],
+    mtu: u16,
+}
+
+/// Opens the interface that `spec` describes.
+///
+/// # Errors
+/// An interface without a queue, or a tap that is none.
+pub fn open(spec: DeviceSpec, _outbox: &Outbox) -> Result<Opened<NetDevice>, Fault> {
+    let DeviceSpec::Net(spec) = spec else {
+        return Err(Fault::internal("ozone-net was started for a device that is not a network interface"));
+    };
+    let taps: Vec<Arc<Tap>> = spec.taps.into_iter().map(|tap| Arc::new(Tap::new(tap.into_fd()))).collect();
+    let Some(first) = taps.first() else {
+        return Err(Fault::internal("ozone-net was given no queue of a tap"));
+    };
+    first.set_offloads(0).map_err(|errno| Fault::input(format!("set the offloads of the tap: {errno}")))?;
+    let pairs = Arc::new(Pairs { attached: Mutex::new(taps.len()), taps });
+    if !pairs.use_first(1) {
+        return Err(Fault::host("detach the queues of the tap that are not in use: see the log"));
+    }
+    let several = pairs.taps.len() > 1;
+    let mut queues: Vec<Box<dyn QueueHandler>> = Vec::new();
+    for (index, tap) in pairs.taps.iter().enumerate() {
+        let receive = Box::new(Receive::new(Arc::clone(tap), spec.mtu));
+        if index == 1 {
+            queues.push(Box::new(Third::new(Control::new(Arc::clone(&pairs)), receive)));
+        } else {
+            queues.push(receive);
+        }
+        queues.push(Box::new(Transmit::new(Arc::clone(tap))));
+    }
+    if several {
+        queues.push(Box::new(Control::new(Arc::clone(&pairs))));
+    }
+    Ok(Opened { device: NetDevice { pairs, mac: spec.mac, mtu: spec.mtu }, queues })
+}
+
+impl Device for NetDevice {
+    fn features(&self) -> u64 {
+        let several: &[u32] = if self.pairs.taps.len() > 1 { &[VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ] } else { &[] };
+        FEATURES.iter().chain(several).fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let pairs = u16::try_from(self.pairs.taps.len()).unwrap_or(u16::MAX);
+        let link = u16::try_from(VIRTIO_NET_S_LINK_UP).unwrap_or(1);
+        let mut config = self.mac.to_vec();
+        config.extend(link.to_le_bytes());
+        config.extend(pairs.to_le_bytes());
+        config.extend(self.mtu.to_le_bytes());
+        config
+    }
+
+    fn negotiated(&self, features: u64) {
+        // A driver begins with one pair (virtio 1.2, section 5.1.6.5.5).
+        self.pairs.use_first(1);
+        if let Some(Err(errno)) = self.pairs.taps.first().map(|tap| tap.set_offloads(features)) {
+            log::error!("set the offloads of the tap: {errno}");
+        }
+    }
+}

@@ -24,8 +24,6 @@ Exit codes:
 /// How a run ended.
 #[derive(Debug)]
 pub enum Ending {
-    /// A command other than a run did what it was asked for.
-    Done,
     /// The guest switched itself off.
     PowerOff,
     /// The guest reset itself.
@@ -55,7 +53,7 @@ impl Ending {
     /// The exit code; [`CODES`] lists them.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Done | Self::PowerOff | Self::Reset | Self::Left => 0,
+            Self::PowerOff | Self::Reset | Self::Left => 0,
             Self::Fault(Fault { kind: FaultKind::Input, .. }) => 2,
             Self::Fault(Fault { kind: FaultKind::Host, .. }) => 3,
             Self::Fault(Fault { kind: FaultKind::Internal, .. }) => 4,
@@ -76,7 +74,6 @@ impl Ending {
 impl fmt::Display for Ending {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Done => formatter.write_str("done"),
             Self::PowerOff => formatter.write_str("the guest switched itself off"),
             Self::Reset => formatter.write_str("the guest reset itself"),
             Self::Left => formatter.write_str("left with Ctrl-A x; the guest was ended"),

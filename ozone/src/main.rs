@@ -15,6 +15,7 @@ use ozone::uids::Uids;
 use protocol::Fault;
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(panicked));
     let command = match cli::parse(std::env::args_os()) {
         Parsed::Command(command) => command,
         Parsed::Text(text) => return print(&text),
@@ -32,7 +33,6 @@ fn main() -> ExitCode {
 /// `ozone run`: a machine from its description to its end.
 fn run(options: &Options) -> Result<Ending, Fault> {
     let spec = spec::load(options)?;
-    terminal::restore_on_panic();
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
     let resources = Resources::open(&spec)?;
     let uids = Uids::claim()?;
@@ -73,4 +73,13 @@ fn print(text: &str) -> ExitCode {
 fn end(ending: &Ending) -> ExitCode {
     report::say_last(&ending.to_string());
     ExitCode::from(ending.code())
+}
+
+/// A defect of ozone itself. The children end with it, by their parent-death signal.
+fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
+    terminal::restore();
+    let fault = Fault::internal(format!("internal error, please report it: {panic}").replace('\n', " "));
+    let ending = Ending::Fault(fault);
+    end(&ending);
+    std::process::exit(ending.code().into());
 }

@@ -54,7 +54,7 @@ impl From<ResourceError> for Fault {
 }
 
 /// What an I/O error says, without the number that the standard library adds.
-fn said(error: &io::Error) -> String {
+pub(crate) fn said(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_owned())
 }
 
@@ -235,7 +235,7 @@ fn open_image(path: &Given<std::path::PathBuf>) -> Result<OwnedFd, ResourceError
 fn check_memory(spec: &VmSpec) -> Result<(), ResourceError> {
     let host = nix::sys::sysinfo::sysinfo().map_err(|errno| ResourceError::host("sysinfo", errno.desc()))?.ram_total();
     if spec.memory.value.size > host {
-        let total = size::text(host >> 20 << 20);
+        let total = size::rounded(host);
         return Err(ResourceError::input(&spec.memory.argument, format!("more than the {total} that this host has")));
     }
     Ok(())

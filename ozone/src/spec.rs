@@ -148,7 +148,7 @@ pub enum SpecError {
         problem: String,
     },
     /// The file of `--spec` cannot be read.
-    #[error("--spec {path}: {error}")]
+    #[error("--spec {path}: {}", crate::resources::said(.error))]
     Read {
         /// Its path.
         path: String,

@@ -421,6 +421,10 @@ impl<'a> Machine<'a> {
             if matches!(event, Event::Deadline) {
                 break;
             }
+            // The launch goes on for the others; what they say of it explains nothing.
+            if matches!(&event, Event::Message(_, message) if is_progress(message)) {
+                continue;
+            }
             if let Some((other, explained)) = self.meaning(event, may_exit)
                 && other < rank
             {
@@ -476,6 +480,14 @@ impl<'a> Machine<'a> {
 /// A child's own fault, its text made harmless.
 fn failed(fault: Fault) -> Ending {
     Ending::Fault(Fault { kind: fault.kind, message: report::harmless(&fault.message) })
+}
+
+/// Whether a message only tells how far the launch is.
+fn is_progress(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Core(FromCore::Attached { .. } | FromCore::Running) | Message::Backend(FromBackend::Ready)
+    )
 }
 
 fn kind_of(message: &Message) -> &'static str {

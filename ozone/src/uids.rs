@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn no_two_machines_share_a_uid() {
         let parent = tempfile::tempdir().unwrap();
-        let slots: Vec<Uids> = (0..3).map(|_| Uids::Slot(Slot::claim(parent.path()).unwrap())).collect();
+        let slots: Vec<Uids> = (0..3).map(|_| Uids::Slot(Slot::claim(&parent.path().join("ozone")).unwrap())).collect();
         let mut ids: Vec<Identity> = slots.iter().flat_map(|slot| (0..16).map(|place| slot.identity(place))).collect();
         ids.sort_by_key(|id| format!("{id:?}"));
         ids.dedup();

@@ -1,1 +1,688 @@
-fn main() {}
+//! `ozone run` as a user meets it, with children that follow a script.
+//!
+//! This executable is copied beside `ozone` under the names of the roles. As the core it does what the first line of the
+//! "kernel" says; as a backend what its device's name says. The jail and the filters are the product's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{Pid, Uid};
+use protocol::{
+    Cause, Channel, ConsoleHost, ConsoleSpec, Descriptor, DeviceId, DeviceSpec, Fault, FromBackend, FromCore,
+    ToBackend, ToCore,
+};
+
+fn main() -> ExitCode {
+    let name = std::env::args().next().unwrap_or_default();
+    if name == "core" {
+        return core();
+    }
+    if name.starts_with("blk/") || name.starts_with("net/") || name.starts_with("console/") {
+        return backend(&name);
+    }
+    tests()
+}
+
+// The children. A role's filter permits little, so they do little: a failed expectation is an exit with a status.
+
+fn core() -> ExitCode {
+    if protocol::process::enter(Signal::SIGKILL).is_err() {
+        return ExitCode::from(100);
+    }
+    let Ok(control) = Channel::<FromCore, ToCore>::inherited() else { return ExitCode::from(101) };
+    let Ok(ToCore::Boot(boot)) = control.receive() else { return ExitCode::from(102) };
+    let mut text = [0; 64];
+    let Ok(length) = File::from(Descriptor::into_fd(boot.kernel)).read_at(&mut text, 0) else {
+        return ExitCode::from(103);
+    };
+    let text = String::from_utf8_lossy(&text[..length]).into_owned();
+    let script = text.lines().next().unwrap_or_default();
+    let say = |message: FromCore| control.send(&message).is_ok();
+    match script {
+        "die-early" => return ExitCode::from(7),
+        "running-early" => return ExitCode::from(if say(FromCore::Running) { 0 } else { 104 }),
+        "exited-early" => return ExitCode::from(if say(FromCore::Exited(Cause::PowerOff)) { 0 } else { 104 }),
+        "bad-image" => return ExitCode::from(u8::from(!say(FromCore::Failed(Fault::input("--kernel: no\nkernel"))))),
+        _ => {}
+    }
+    let mut attached: Vec<DeviceId> = Vec::new();
+    loop {
+        match control.receive() {
+            Ok(ToCore::Attach(attach)) => {
+                attached.push(attach.device.clone());
+                say(FromCore::Attached { device: attach.device });
+            }
+            Ok(ToCore::Run) => break,
+            _ => return ExitCode::from(105),
+        }
+    }
+    if attached.len() != boot.slots.len() {
+        return ExitCode::from(106);
+    }
+    say(FromCore::Running);
+    let exited = |cause| ExitCode::from(u8::from(!say(FromCore::Exited(cause))));
+    match script {
+        "power-off" => exited(Cause::PowerOff),
+        "reset" => exited(Cause::Reset),
+        "panic" => exited(Cause::Panic),
+        "triple-fault" => exited(Cause::TripleFault),
+        "die" => ExitCode::from(9),
+        "forbidden" => {
+            let _ = nix::sys::socket::socket(
+                nix::sys::socket::AddressFamily::Inet,
+                nix::sys::socket::SockType::Stream,
+                nix::sys::socket::SockFlag::empty(),
+                None,
+            );
+            ExitCode::from(107)
+        }
+        "lost" => {
+            say(FromCore::Lost { device: attached.remove(0), reason: "bad\nreply".into() });
+            wait(&control)
+        }
+        "lost-unknown" => {
+            say(FromCore::Lost { device: DeviceId::try_from("nobody".to_owned()).unwrap(), reason: String::new() });
+            wait(&control)
+        }
+        "running-twice" => {
+            say(FromCore::Running);
+            wait(&control)
+        }
+        "flood" => {
+            for _ in 0..20_000 {
+                // Refused when the pipe is full, as it has to be.
+                let _ = std::io::stderr().write_all(b"noise\n");
+            }
+            exited(Cause::PowerOff)
+        }
+        _ => wait(&control),
+    }
+}
+
+fn backend(name: &str) -> ExitCode {
+    if protocol::process::enter(Signal::SIGKILL).is_err() {
+        return ExitCode::from(100);
+    }
+    let Ok(control) = Channel::<FromBackend, ToBackend>::inherited() else { return ExitCode::from(101) };
+    let Ok(ToBackend::Start(start)) = control.receive() else { return ExitCode::from(102) };
+    let expected = match &start.spec {
+        DeviceSpec::Blk(_) => "blk/",
+        DeviceSpec::Net(_) => "net/",
+        DeviceSpec::Console(_) => "console/",
+    };
+    if !name.starts_with(expected) {
+        return ExitCode::from(103);
+    }
+    match name.split('/').nth(1).unwrap_or_default() {
+        "faulty" => {
+            let _ = control.send(&FromBackend::Failed(Fault::host("the disk is on fire")));
+            return ExitCode::from(1);
+        }
+        "silent" => return wait(&control),
+        _ => {}
+    }
+    let _ = control.send(&FromBackend::Ready);
+    match name.split('/').nth(1).unwrap_or_default() {
+        "raw-leaver" => {
+            let DeviceSpec::Console(ConsoleSpec { host: ConsoleHost::Terminal { terminal }, .. }) = start.spec else {
+                return ExitCode::from(104);
+            };
+            let Ok(mut settings) = tcgetattr(&terminal) else { return ExitCode::from(105) };
+            cfmakeraw(&mut settings);
+            if tcsetattr(&terminal, SetArg::TCSANOW, &settings).is_err() {
+                return ExitCode::from(106);
+            }
+            // The size comes first, and again at each change.
+            let mut sizes = Vec::new();
+            while sizes.len() < 2 {
+                let Ok(ToBackend::Resize { columns, rows }) = control.receive() else { return ExitCode::from(107) };
+                sizes.push((columns, rows));
+            }
+            let as_expected = sizes == [(80, 25), (132, 43)];
+            let _ = control.send(&if as_expected { FromBackend::Leave } else { FromBackend::Ready });
+        }
+        "hasty" => {
+            let _ = control.send(&FromBackend::Ready);
+        }
+        "leaver" => {
+            let _ = control.send(&FromBackend::Leave);
+        }
+        "mortal" => return ExitCode::from(9),
+        _ => {}
+    }
+    wait(&control)
+}
+
+fn wait<S: serde::Serialize, R: serde::de::DeserializeOwned>(control: &Channel<S, R>) -> ExitCode {
+    while control.receive().is_ok() {}
+    ExitCode::SUCCESS
+}
+
+// The tests.
+
+fn tests() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    let root = Uid::effective().is_root();
+    let mut tests = Vec::new();
+    // What cannot be tried here is shown as ignored, with the reason in its name, never as passed.
+    let mut add = |name: &str, needs: &[(bool, &str)], body: fn() -> Result<(), Failed>| {
+        let lacking: Vec<&str> = needs.iter().filter(|(have, _)| !have).map(|(_, what)| *what).collect();
+        let lacking_text =
+            if lacking.is_empty() { String::new() } else { format!(" (needs {})", lacking.join(" and ")) };
+        tests.push(Trial::test(format!("{name}{lacking_text}"), body).with_ignored_flag(!lacking.is_empty()));
+    };
+    let kvm = [(kvm, "/dev/kvm")];
+    let all = [kvm[0], (root, "root")];
+    add("each way of ending has its code and its line", &kvm, endings);
+    add("a reset starts everything again, once per reset", &kvm, reboot);
+    add("a child that breaks the protocol is named", &kvm, protocol_breaches);
+    add("a backend that is never ready is named at its deadline", &kvm, silent);
+    add("a backend's own fault comes before what follows from it", &kvm, faults);
+    add("signals tear down", &kvm, signals);
+    add("kill -9 of any process ends all of them", &kvm, kills);
+    add("a flood of log lines is cut, counted, and blocks nothing", &kvm, flood);
+    add("standard error that nobody reads blocks nothing", &kvm, deaf_stderr);
+    add("an image is held against other machines", &kvm, held_image);
+    add("bad input on the host is refused before any process starts", &kvm, bad_input);
+    add("no rights on /dev/kvm and no KVM are told apart", &all, kvm_rights);
+    add("taps are made and go", &all, taps);
+    add("a console's socket is private and goes", &kvm, console_socket);
+    add("the terminal is told its size, left, and put back as it was", &kvm, terminal);
+    add("two machines have different uids", &all, uids);
+    add("an ordinary user runs a machine with one uid", &all, ordinary_user);
+    libtest_mimic::run(&arguments, tests).exit_code()
+}
+
+/// A directory with `ozone`, the scripted children, a kernel that is a script, and an image.
+struct Bench {
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(script: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let place = |from: &Path, name: &str| {
+            let to = directory.path().join(name);
+            if fs::hard_link(from, &to).is_err() {
+                fs::copy(from, &to).unwrap();
+            }
+        };
+        place(Path::new(env!("CARGO_BIN_EXE_ozone")), "ozone");
+        let own = std::env::current_exe().unwrap();
+        let original = directory.path().join("vmm-core");
+        fs::copy(own, &original).unwrap();
+        for role in ["ozone-blk", "ozone-net", "ozone-console"] {
+            place(&original, role);
+        }
+        let bench = Self { directory };
+        bench.script(script);
+        File::create(bench.path("disk.img")).unwrap().set_len(1 << 20).unwrap();
+        bench
+    }
+
+    fn script(&self, script: &str) {
+        fs::write(self.path("kernel"), format!("{script}\n")).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.path("ozone"));
+        command.current_dir(self.directory.path()).args(["run", "--kernel", "kernel"]).args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn start(&self, words: &[&str]) -> Run {
+        Run { child: self.command(words).spawn().unwrap() }
+    }
+
+    /// Runs to the end: the code, and the lines of standard error.
+    fn run(&self, words: &[&str]) -> (i32, Vec<String>) {
+        self.start(words).end()
+    }
+}
+
+/// A run under way.
+struct Run {
+    child: Child,
+}
+
+impl Run {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    fn end(mut self) -> (i32, Vec<String>) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "ozone does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let status = self.child.wait().unwrap();
+        let mut text = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        let code = status.code().unwrap_or_else(|| -status.signal().unwrap());
+        (code, text.lines().map(str::to_owned).collect())
+    }
+
+    /// The children by name, once all of them have taken theirs and sit in a receive.
+    fn children(&self, count: usize) -> Vec<(String, Pid)> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut children = Vec::new();
+            let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
+            for pid in list.split_whitespace() {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+                if name == "core" || name.contains('/') {
+                    children.push((name, Pid::from_raw(pid.parse().unwrap())));
+                }
+            }
+            if children.len() == count {
+                // Running was sent before the wait; the script of these runs has nothing after it.
+                std::thread::sleep(Duration::from_millis(150));
+                return children;
+            }
+            assert!(Instant::now() < deadline, "children of ozone: {children:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn last(lines: &[String]) -> &str {
+    lines.last().map_or("", String::as_str)
+}
+
+fn expect(script: &str, words: &[&str], code: i32, line: &str) {
+    let (got, lines) = Bench::new(script).run(words);
+    assert_eq!(got, code, "{script} {words:?}: {lines:?}");
+    assert!(last(&lines).starts_with("ozone: ") && last(&lines).contains(line), "{script} {words:?}: {lines:?}");
+}
+
+fn endings() -> Result<(), Failed> {
+    let disk = ["--disk", "path=disk.img"];
+    expect("power-off", &disk, 0, "the guest switched itself off");
+    expect("reset", &["--no-reboot"], 0, "the guest reset itself");
+    expect("panic", &disk, 10, "the guest's kernel panicked");
+    expect("triple-fault", &[], 11, "triple fault");
+    expect("die", &disk, 12, "core died: exited with status 9");
+    expect("die-early", &disk, 12, "core died: exited with status 7");
+    expect("forbidden", &[], 12, "core died: ended by its seccomp filter");
+    expect("lost", &disk, 13, "blk/disk0 died: the core lost it: bad\\nreply");
+    expect("wait", &["--disk", "path=disk.img,id=mortal"], 13, "blk/mortal died: exited with status 9");
+    Ok(())
+}
+
+fn reboot() -> Result<(), Failed> {
+    let bench = Bench::new("reset");
+    let mut run = bench.start(&["--disk", "path=disk.img"]);
+    let mut lines = BufReader::new(run.child.stderr.take().unwrap()).lines();
+    for _ in 0..3 {
+        assert_eq!(lines.next().unwrap()?, "ozone: the guest reset itself: starting again");
+    }
+    bench.script("power-off");
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(last(&rest), "ozone: the guest switched itself off");
+    assert_eq!(run.child.wait()?.code(), Some(0));
+    Ok(())
+}
+
+fn protocol_breaches() -> Result<(), Failed> {
+    expect("running-early", &["--disk", "path=disk.img"], 4, "core broke the protocol: Running");
+    expect("exited-early", &["--disk", "path=disk.img"], 4, "core broke the protocol: Exited");
+    expect("running-twice", &[], 4, "core broke the protocol: Running");
+    expect("lost-unknown", &[], 4, "core broke the protocol: Lost of an unknown device");
+    expect("wait", &["--disk", "path=disk.img,id=hasty"], 4, "blk/hasty broke the protocol");
+    expect("wait", &["--console", "file=log,id=leaver"], 4, "console/leaver broke the protocol: Leave");
+    Ok(())
+}
+
+fn silent() -> Result<(), Failed> {
+    expect("wait", &["--disk", "path=disk.img,id=silent"], 4, "blk/silent was not ready within 10 s");
+    Ok(())
+}
+
+fn faults() -> Result<(), Failed> {
+    expect("wait", &["--disk", "path=disk.img,id=faulty"], 3, "ozone: the disk is on fire");
+    expect("bad-image", &[], 2, "ozone: --kernel: no\\nkernel");
+    Ok(())
+}
+
+fn signals() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129), (Signal::SIGQUIT, 131)]
+    {
+        let run = bench.start(&["--disk", "path=disk.img"]);
+        let children = run.children(3);
+        kill(run.pid(), signal)?;
+        let (got, lines) = run.end();
+        assert_eq!(got, code, "{lines:?}");
+        assert_eq!(last(&lines), format!("ozone: ended by {signal}"));
+        gone(&children);
+    }
+    Ok(())
+}
+
+/// No process of these exists any more.
+fn gone(children: &[(String, Pid)]) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    for (name, pid) in children {
+        while fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name) {
+            assert!(Instant::now() < deadline, "{name} is left");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn kills() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    for (victim, code) in [("core", 12), ("blk/disk0", 13), ("console/console", 13)] {
+        let run = bench.start(&["--disk", "path=disk.img"]);
+        let children = run.children(3);
+        let (_, pid) = children.iter().find(|(name, _)| name == victim).unwrap();
+        kill(*pid, Signal::SIGKILL)?;
+        let (got, lines) = run.end();
+        assert_eq!(got, code, "{victim}: {lines:?}");
+        assert!(last(&lines).contains("died: killed by SIGKILL"), "{lines:?}");
+        gone(&children);
+    }
+    let run = bench.start(&["--disk", "path=disk.img"]);
+    let children = run.children(3);
+    kill(run.pid(), Signal::SIGKILL)?;
+    gone(&children);
+    Ok(())
+}
+
+fn flood() -> Result<(), Failed> {
+    let (code, lines) = Bench::new("flood").run(&[]);
+    assert_eq!(code, 0, "{:?}", last(&lines));
+    let printed = lines.iter().filter(|line| *line == "ozone: [core] noise").count();
+    assert!((100..2000).contains(&printed), "{printed} lines got through");
+    assert!(lines.iter().any(|line| line.contains("lines were lost")), "{:?}", last(&lines));
+    Ok(())
+}
+
+fn deaf_stderr() -> Result<(), Failed> {
+    let bench = Bench::new("flood");
+    let mut run = bench.start(&[]);
+    // The pipe is full after 64 KiB at the latest; nobody reads it until the end.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        if let Some(status) = run.child.try_wait()? {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "ozone waits for the reader of its standard error");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(status.code(), Some(0));
+    Ok(())
+}
+
+fn held_image() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let holder = bench.start(&["--disk", "path=disk.img"]);
+    holder.children(3);
+    let (code, lines) = bench.run(&["--disk", "path=disk.img,readonly"]);
+    assert_eq!(code, 2);
+    assert!(last(&lines).contains("--disk path=disk.img,readonly: held by another VM"), "{lines:?}");
+    drop(holder);
+    let readers =
+        [bench.start(&["--disk", "path=disk.img,readonly"]), bench.start(&["--disk", "path=disk.img,readonly"])];
+    readers.iter().for_each(|reader| drop(reader.children(3)));
+    let (code, lines) = bench.run(&["--disk", "path=disk.img"]);
+    assert_eq!(code, 2, "{lines:?}");
+    drop(readers);
+    bench.script("power-off");
+    let (code, lines) = bench.run(&["--disk", "path=disk.img"]);
+    assert_eq!(code, 0, "after a kill -9 the image is free again: {lines:?}");
+    Ok(())
+}
+
+fn bad_input() -> Result<(), Failed> {
+    let bench = Bench::new("power-off");
+    File::create(bench.path("empty")).unwrap();
+    fs::hard_link(bench.path("disk.img"), bench.path("linked.img")).unwrap();
+    nix::unistd::mkfifo(&bench.path("fifo"), nix::sys::stat::Mode::S_IRWXU)?;
+    fs::write(bench.path("plain"), "mine").unwrap();
+    let before: Vec<_> = listing(&bench);
+    for (words, expected) in [
+        (&["--initrd", "nowhere"][..], "--initrd nowhere: No such file"),
+        (&["--initrd", "."], "--initrd .: is a directory"),
+        (&["--initrd", "empty"], "--initrd empty: is empty"),
+        (&["--initrd", "fifo"], "--initrd fifo: is a pipe"),
+        (&["--disk", "path=nowhere"], "--disk path=nowhere: No such file"),
+        (&["--disk", "path=."], "--disk path=.: is a directory"),
+        (&["--disk", "path=empty"], "--disk path=empty: is empty"),
+        (&["--disk", "path=fifo"], "--disk path=fifo: is neither"),
+        (&["--disk", "path=/dev/null"], "--disk path=/dev/null: is neither"),
+        (
+            &["--disk", "path=disk.img", "--disk", "path=./linked.img"],
+            "--disk path=./linked.img: the same image as --disk path=disk.img",
+        ),
+        (&["--disk", "path=disk.img,readonly", "--disk", "path=disk.img"], "the same image as"),
+        (&["--memory", "1000T"], "--memory 1000T: more than the"),
+        (&["--net", "tap=no-such-tap"], "--net tap=no-such-tap: missing tap"),
+        (&["--console", "file=/nowhere/log"], "--console file=/nowhere/log: No such file"),
+        (&["--console", "socket=plain"], "--console socket=plain: exists and is not a socket"),
+        (&["--console", "socket=/nowhere/socket"], "--console socket=/nowhere/socket: No such file"),
+        (&["--frobnicate"], "'--frobnicate'"),
+    ] {
+        let (code, lines) = bench.run(words);
+        assert_eq!(code, 2, "{words:?}: {lines:?}");
+        assert_eq!(lines.len(), 1, "{words:?}: {lines:?}");
+        assert!(lines[0].starts_with("ozone: ") && lines[0].contains(expected), "{words:?}: {lines:?}");
+        assert_eq!(listing(&bench), before, "{words:?} leaves something behind");
+    }
+    assert_eq!(fs::read_to_string(bench.path("plain"))?, "mine");
+    fs::remove_file(bench.path("kernel"))?;
+    let (code, lines) = bench.run(&[]);
+    assert_eq!((code, last(&lines)), (2, "ozone: --kernel kernel: No such file or directory"));
+    let (code, lines) = {
+        bench.script("power-off");
+        fs::remove_file(bench.path("ozone-blk"))?;
+        bench.run(&["--disk", "path=disk.img"])
+    };
+    assert_eq!(code, 3);
+    assert!(last(&lines).contains("ozone-blk: No such file"), "{lines:?}");
+    Ok(())
+}
+
+fn listing(bench: &Bench) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> =
+        fs::read_dir(bench.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
+
+fn kvm_rights() -> Result<(), Failed> {
+    let bench = Bench::new("power-off");
+    // Other namespaces show other devices: one mount over /dev/kvm is a host without rights, one over /dev without KVM.
+    let shell = |script: &str| {
+        let ozone = bench.path("ozone");
+        let script = format!(
+            "{script} && exec setpriv --reuid 65534 --regid 65534 --clear-groups {} run --kernel kernel",
+            ozone.display()
+        );
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &script])
+            .current_dir(bench.directory.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, line) = shell("touch private && chmod 600 private && mount --bind private /dev/kvm");
+    assert_eq!(code, Some(3), "{line}");
+    assert_eq!(line, "ozone: /dev/kvm: user 65534 has no rights on it: add the user to the group kvm\n");
+    let (code, line) = shell("mount -t tmpfs none /dev && : > /dev/null");
+    assert_eq!(code, Some(3), "{line}");
+    assert!(line.starts_with("ozone: /dev/kvm: this host has no KVM"), "{line}");
+    let (code, line) = shell("touch public && chmod 666 public && mount --bind public /dev/kvm");
+    assert_eq!(code, Some(3), "{line}");
+    assert!(line.starts_with("ozone: /dev/kvm: it does not answer as KVM does"), "{line}");
+    Ok(())
+}
+
+fn interfaces() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir("/sys/class/net")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn ip(words: &[&str]) -> String {
+    let output = Command::new("ip").args(words).output().expect("the program ip of iproute2");
+    assert!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn taps() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let before = interfaces();
+    let run = bench.start(&["--net", "host-ip=192.168.213.1/24,mtu=1400,queues=2"]);
+    run.children(3);
+    let now = interfaces();
+    let made = now.iter().find(|name| !before.contains(name)).expect("a tap is made");
+    let shown = ip(&["address", "show", "dev", made]);
+    assert!(shown.contains("192.168.213.1/24") && shown.contains("mtu 1400") && shown.contains("UP"), "{shown}");
+    kill(run.pid(), Signal::SIGTERM)?;
+    let (code, lines) = run.end();
+    assert_eq!(code, 143, "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains(made)), "its name is told: {lines:?}");
+    assert_eq!(interfaces(), before);
+
+    ip(&["tuntap", "add", "ozone-test", "mode", "tap", "multi_queue"]);
+    let run = bench.start(&["--net", "tap=ozone-test"]);
+    run.children(3);
+    kill(run.pid(), Signal::SIGTERM)?;
+    assert_eq!(run.end().0, 143);
+    assert!(interfaces().contains(&"ozone-test".to_owned()), "a tap of the user's stays");
+    ip(&["link", "delete", "ozone-test"]);
+
+    let (code, lines) = bench.run(&["--net", "tap=lo"]);
+    assert_eq!(code, 3);
+    assert!(last(&lines).contains("--net tap=lo: 'lo' is not a tap"), "{lines:?}");
+    Ok(())
+}
+
+fn console_socket() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let run = bench.start(&["--console", "socket=console"]);
+    run.children(2);
+    let mode = fs::symlink_metadata(bench.path("console"))?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (code, lines) = bench.run(&["--console", "socket=console"]);
+    assert_eq!(code, 2, "{lines:?}");
+    assert!(last(&lines).contains("another program listens"), "{lines:?}");
+    kill(run.pid(), Signal::SIGTERM)?;
+    assert_eq!(run.end().0, 143);
+    assert!(!bench.path("console").exists());
+    // One left over from a kill -9 gives way.
+    let run = bench.start(&["--console", "socket=console"]);
+    run.children(2);
+    kill(run.pid(), Signal::SIGKILL)?;
+    drop(run);
+    assert!(bench.path("console").exists());
+    bench.script("power-off");
+    assert_eq!(bench.run(&["--console", "socket=console"]).0, 0);
+    assert!(!bench.path("console").exists());
+    Ok(())
+}
+
+fn terminal() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let size = |ws_col, ws_row| Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&size(80, 25), None)?;
+    let before = tcgetattr(&pty.slave)?;
+    assert!(before.local_flags.contains(LocalFlags::ECHO | LocalFlags::ISIG));
+    let child = Command::new("setsid")
+        .args(["--ctty", "./ozone", "run", "--kernel", "kernel", "--console", "stdio,id=raw-leaver"])
+        .current_dir(bench.directory.path())
+        .stdin(pty.slave.try_clone()?)
+        .stdout(pty.slave.try_clone()?)
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let run = Run { child };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while tcgetattr(&pty.slave)?.local_flags.contains(LocalFlags::ECHO) {
+        assert!(Instant::now() < deadline, "the console does not make the terminal raw");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Time to read the first size; two changes at once would be told as the last.
+    std::thread::sleep(Duration::from_millis(200));
+    set_window_size(&pty.master, &size(132, 43));
+    let (code, lines) = run.end();
+    assert_eq!((code, last(&lines)), (0, "ozone: left with Ctrl-A x; the guest was ended"), "{lines:?}");
+    let after = tcgetattr(&pty.slave)?;
+    assert_eq!(after.local_flags, before.local_flags);
+    assert_eq!(after.output_flags, before.output_flags);
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn set_window_size(terminal: &impl std::os::fd::AsRawFd, size: &Winsize) {
+    // SAFETY: the request reads one `struct winsize`.
+    let result = unsafe { nix::libc::ioctl(terminal.as_raw_fd(), nix::libc::TIOCSWINSZ, std::ptr::from_ref(size)) };
+    assert_eq!(result, 0);
+}
+
+fn uid_of(pid: Pid) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn uids() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let runs = [bench.start(&["--disk", "path=disk.img,readonly"]), bench.start(&["--disk", "path=disk.img,readonly"])];
+    let mut uids: Vec<u32> = runs.iter().flat_map(|run| run.children(3)).map(|(_, pid)| uid_of(pid)).collect();
+    uids.sort_unstable();
+    uids.dedup();
+    assert_eq!(uids.len(), 6, "{uids:?}");
+    assert!(uids.iter().all(|uid| *uid >= 0x7000_0000));
+    Ok(())
+}
+
+fn ordinary_user() -> Result<(), Failed> {
+    const ORDINARY: u32 = 65534;
+    let bench = Bench::new("wait");
+    std::os::unix::fs::chown(bench.path("disk.img"), Some(ORDINARY), Some(ORDINARY))?;
+    // In a mount namespace of its own the host's /dev/kvm is one that everybody may use.
+    let run = "mknod kvm c 10 232 && chmod 666 kvm && mount --bind kvm /dev/kvm \
+        && exec setpriv --reuid 65534 --regid 65534 --clear-groups ./ozone run --kernel kernel --disk path=disk.img";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", run]).current_dir(bench.directory.path());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = Run { child: command.spawn()? };
+    for (name, pid) in run.children(3) {
+        assert_eq!(uid_of(pid), ORDINARY, "{name}");
+    }
+    kill(run.pid(), Signal::SIGTERM)?;
+    let (code, lines) = run.end();
+    assert_eq!(code, 143, "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("every process runs as uid 65534")), "{lines:?}");
+    Ok(())
+}

@@ -64,12 +64,3 @@ pub fn restore() {
         let _ = tcsetattr(terminal, SetArg::TCSADRAIN, &Termios::from(*settings));
     }
 }
-
-/// Restores the terminal when `ozone` panics, before the message is printed.
-pub fn restore_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        restore();
-        print(panic);
-    }));
-}

@@ -33,6 +33,15 @@ pub fn text(bytes: u64) -> String {
     bytes.to_string()
 }
 
+/// Writes a size for people, with at most one decimal.
+pub fn rounded(bytes: u64) -> String {
+    let tenths = bytes / (1 << 20) * 10 / 1024;
+    match tenths {
+        0..10 => format!("{} MiB", bytes >> 20),
+        _ => format!("{}.{} GiB", tenths / 10, tenths % 10),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +53,8 @@ mod tests {
             assert_eq!(parse(text), Ok(bytes));
             assert_eq!(parse(&super::text(bytes)), Ok(bytes));
         }
+        assert_eq!(rounded(25_275_932_672), "23.5 GiB");
+        assert_eq!(rounded(700 << 20), "700 MiB");
         for wrong in ["", "M", "-1", "1.5G", "1GB", "1 G", "99999999999999999999", "99999999T", "0x10"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -225,7 +225,7 @@ impl<'a> Processes<'a> {
                 Err(LinkError::WouldBlock) => return,
                 Err(LinkError::Closed) => {
                     child.link = None;
-                    child.closed = Some(Instant::now());
+                    child.closed = (!child.ended).then(Instant::now);
                 }
                 Err(error) => {
                     child.link = None;

@@ -30,6 +30,8 @@ pub struct Machine {
     transmitter: Transmitter,
     /// KVM reads guest memory through this process's mapping: it has to live as long as the vCPUs.
     _memory: Memory,
+    /// Releasing the last descriptor of a machine ends its interrupts, though its vCPUs run on.
+    _vm: Arc<VmFd>,
 }
 
 impl Machine {
@@ -80,7 +82,7 @@ impl Machine {
             vcpu::spawn(index, vcpu, buses.clone(), gate.clone(), events.clone())?;
         }
         let waiting = devices.len();
-        Ok(Self { devices, waiting, gate, power_button: platform.power_button, transmitter, _memory: memory })
+        Ok(Self { devices, waiting, gate, power_button: platform.power_button, transmitter, _memory: memory, _vm: vm })
     }
 
     /// Connects a device to its backend; the outcome is an event.

@@ -1,0 +1,90 @@
+//! What the processes of a machine have, read from /proc while it runs.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use ozone_tests::harness::Test;
+use ozone_tests::process_table::{broken_promises, table};
+use ozone_tests::vm::Guest;
+
+/// The tests of this file.
+pub const TESTS: [Test; 3] = [
+    Test::host("jail::every_process_keeps_its_promises", every_process_keeps_its_promises),
+    Test::host(
+        "jail::leaked_descriptors_and_environment_stay_outside",
+        leaked_descriptors_and_environment_stay_outside,
+    ),
+    Test::host("jail::children_have_an_empty_root_and_no_core_dumps", children_have_an_empty_root_and_no_core_dumps),
+];
+
+fn guest() -> Result<(Guest, tempfile::TempPath)> {
+    let guest = Guest::new()?;
+    let disk = guest.root_disk()?;
+    let guest = guest.disk(&disk).option("--net", "host-ip=192.0.2.1/24");
+    Ok((guest, disk))
+}
+
+fn every_process_keeps_its_promises() -> Result<()> {
+    let (guest, _disk) = guest()?;
+    let mut vm = guest.boot()?;
+    let processes = vm.processes()?;
+    println!("{}", table(&processes));
+    ensure!(processes.len() == 5, "ozone, core, blk, net and console:\n{}", table(&processes));
+    let broken = broken_promises(&processes, vm.pid());
+    ensure!(broken.is_empty(), "{broken:#?}");
+    for process in processes.iter().filter(|process| process.pid != vm.pid()) {
+        // Two of the launcher, one of the role's own.
+        ensure!(process.seccomp.filters >= 3, "{} has {} filters", process.role, process.seccomp.filters);
+        ensure!(!process.descriptors.contains_key("kvm") || process.role == "core", "{} holds /dev/kvm", process.role);
+    }
+    vm.power_off()
+}
+
+fn descriptors_of(guest: &Guest) -> Result<BTreeMap<String, BTreeMap<String, u32>>> {
+    let mut vm = guest.boot()?;
+    let ozone = vm.pid();
+    let processes = vm.processes()?;
+    for process in processes.iter().filter(|process| process.pid != ozone) {
+        let environment = fs::read(format!("/proc/{}/environ", process.pid)).context("environ")?;
+        ensure!(environment.is_empty(), "{} has an environment: {environment:?}", process.role);
+    }
+    vm.power_off()?;
+    let children = processes.into_iter().filter(|process| process.pid != ozone);
+    Ok(children.map(|process| (process.role, process.descriptors)).collect())
+}
+
+fn leaked_descriptors_and_environment_stay_outside() -> Result<()> {
+    let (guest, _disk) = guest()?;
+    let declared = descriptors_of(&guest)?;
+    let leaked: Vec<File> = (0..200).map(|_| File::open("/etc/passwd")).collect::<Result<_, _>>()?;
+    for file in &leaked {
+        fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        ensure!(file.as_raw_fd() > 2);
+    }
+    let with_leaks = descriptors_of(&guest)?;
+    ensure!(declared == with_leaks, "without leaks {declared:#?}\nwith 200 {with_leaks:#?}");
+    Ok(())
+}
+
+fn children_have_an_empty_root_and_no_core_dumps() -> Result<()> {
+    let (guest, _disk) = guest()?;
+    let mut vm = guest.boot()?;
+    for process in vm.processes()?.iter().filter(|process| process.pid != vm.pid()) {
+        let directory = format!("/proc/{}", process.pid);
+        let root: Vec<_> = fs::read_dir(format!("{directory}/root"))?.collect();
+        ensure!(root.is_empty(), "{} sees {root:?}", process.role);
+        let mounts = fs::read_to_string(format!("{directory}/mounts"))?;
+        ensure!(mounts.lines().count() == 1, "{} has mounts:\n{mounts}", process.role);
+        let options = mounts.split_whitespace().nth(3).context("mount options")?;
+        for option in ["ro", "nosuid", "nodev", "noexec"] {
+            ensure!(options.split(',').any(|it| it == option), "{}'s root is {options}", process.role);
+        }
+        let limits = fs::read_to_string(format!("{directory}/limits"))?;
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("limits")?;
+        ensure!(core.split_whitespace().nth(4) == Some("0"), "{}: {core}", process.role);
+    }
+    vm.power_off()
+}

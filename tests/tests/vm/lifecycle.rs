@@ -1,0 +1,234 @@
+//! How machines end, and that nothing of them is left.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ozone_tests::harness::Test;
+use ozone_tests::process_table::Process;
+use ozone_tests::vm::{ANSWER, BOOT, Guest, Vm};
+
+/// The tests of this file.
+pub const TESTS: [Test; 11] = [
+    Test::host("lifecycle::a_guest_that_powers_off_ends_with_0", a_guest_that_powers_off_ends_with_0),
+    Test::host("lifecycle::a_guest_that_reboots_boots_again", a_guest_that_reboots_boots_again),
+    Test::host("lifecycle::without_reboot_a_reset_is_the_end", without_reboot_a_reset_is_the_end),
+    Test::host("lifecycle::a_guest_kernel_panic_has_its_own_code", a_guest_kernel_panic_has_its_own_code),
+    Test::host("lifecycle::the_power_button_reaches_the_guest", the_power_button_reaches_the_guest),
+    Test::host("lifecycle::two_vms_run_side_by_side", two_vms_run_side_by_side),
+    Test::host("lifecycle::a_signal_tears_everything_down", a_signal_tears_everything_down),
+    Test::host("lifecycle::a_killed_core_leaves_nothing", a_killed_core_leaves_nothing),
+    Test::host("lifecycle::a_killed_backend_leaves_nothing", a_killed_backend_leaves_nothing),
+    Test::host("lifecycle::a_killed_ozone_takes_its_children_along", a_killed_ozone_takes_its_children_along),
+    Test::host("lifecycle::memory_of_a_vm_beside_its_guests", memory_of_a_vm_beside_its_guests),
+];
+
+/// What a machine could leave on its host.
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    processes: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+    links: BTreeSet<String>,
+    files: BTreeSet<String>,
+}
+
+fn names(directory: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path().display().to_string();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(path.clone());
+            }
+            found.insert(path);
+        }
+    }
+    found
+}
+
+impl Traces {
+    fn of_this_host() -> Result<Self> {
+        let mut processes = BTreeSet::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let directory = Path::new("/proc").join(&name);
+            // Kernel threads have no executable; a process may end while we look.
+            let Ok(command) = fs::read_to_string(directory.join("comm")) else { continue };
+            if name.parse::<u32>().is_ok() && fs::read_link(directory.join("exe")).is_ok() {
+                processes.insert(format!("{name} {}", command.trim()));
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts")?.lines().map(str::to_owned).collect();
+        let mut files = names("/run");
+        files.extend(names("/tmp"));
+        files.extend(names("/sys/fs/cgroup").into_iter().filter(|path| Path::new(path).is_dir()));
+        Ok(Self { processes, mounts, links: names("/sys/class/net"), files })
+    }
+
+    /// Waits until the host looks as it did.
+    fn expect_again(&self) -> Result<()> {
+        let deadline = Instant::now() + ANSWER;
+        loop {
+            let now = Self::of_this_host()?;
+            if now == *self {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("left behind or lost after {ANSWER:?}:\nbefore {self:#?}\nafter {now:#?}");
+            }
+            // Polled: the last of a dead process goes when the kernel gets to it, and nothing tells.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn with_every_device() -> Result<(Guest, tempfile::TempPath)> {
+    let guest = Guest::new()?;
+    let disk = guest.root_disk()?;
+    let guest = guest.disk(&disk).option("--net", "host-ip=192.0.2.1/24");
+    Ok((guest, disk))
+}
+
+fn find(vm: &Vm, role: &str) -> Result<Process> {
+    let processes = vm.processes()?;
+    let roles: Vec<_> = processes.iter().map(|process| process.role.clone()).collect();
+    let found = processes.into_iter().find(|process| process.role.starts_with(role));
+    found.with_context(|| format!("no '{role}' among {roles:?}"))
+}
+
+fn a_guest_that_powers_off_ends_with_0() -> Result<()> {
+    let (guest, _disk) = with_every_device()?;
+    let before = Traces::of_this_host()?;
+    let mut vm = guest.boot()?;
+    vm.power_off()?;
+    vm.expect_error("switched itself off", ANSWER)?;
+    before.expect_again()
+}
+
+fn a_guest_that_reboots_boots_again() -> Result<()> {
+    let (guest, _disk) = with_every_device()?;
+    let before = Traces::of_this_host()?;
+    let mut vm = guest.boot()?;
+    let core = find(&vm, "core")?.pid;
+    vm.guest("echo kept > /file && sync")?;
+    for _ in 0..2 {
+        vm.send_line("reboot -f")?;
+        vm.expect("ozone-guest: ready", BOOT)?;
+        ensure!(vm.guest("cat /file")? == "kept\n");
+    }
+    ensure!(find(&vm, "core")?.pid != core, "a reboot is a new launch");
+    vm.power_off()?;
+    before.expect_again()
+}
+
+fn without_reboot_a_reset_is_the_end() -> Result<()> {
+    let mut arguments = Guest::new()?.init("reboot").arguments();
+    arguments.push("--no-reboot".into());
+    let mut vm = Vm::start(arguments)?;
+    vm.expect_exit(0, BOOT)
+}
+
+fn a_guest_kernel_panic_has_its_own_code() -> Result<()> {
+    let before = Traces::of_this_host()?;
+    let mut vm = Guest::new()?.init("panic").start()?;
+    vm.expect_exit(10, BOOT)?;
+    vm.expect_error("panic", ANSWER)?;
+    before.expect_again()
+}
+
+/// SIGPWR to ozone is a press on the guest's power button.
+fn the_power_button_reaches_the_guest() -> Result<()> {
+    let mut vm = Guest::new()?.boot()?;
+    vm.guest("cat /proc/bus/input/devices | grep -q 'Power Button'")?;
+    vm.send_line("dd if=/dev/input/event0 bs=24 count=1 of=/pressed 2>/errors; echo button-pressed")?;
+    // The reader may not have opened the device yet: an event before that is lost, so the button is pressed again.
+    for _ in 0..20 {
+        vm.signal(Signal::SIGPWR)?;
+        if vm.expect("button-pressed", Duration::from_secs(1)).is_ok() {
+            return vm.power_off();
+        }
+    }
+    bail!("the guest did not see its power button within 20 presses: {}", vm.console_text())
+}
+
+fn two_vms_run_side_by_side() -> Result<()> {
+    let before = Traces::of_this_host()?;
+    let mut vms = [Guest::new()?.start()?, Guest::new()?.start()?];
+    for vm in &mut vms {
+        vm.expect("ozone-guest: ready", BOOT)?;
+    }
+    let mut users = BTreeSet::new();
+    for vm in &vms {
+        for process in vm.processes()?.iter().filter(|process| process.pid != vm.pid()) {
+            ensure!(users.insert(process.uid), "{} shares user {}", process.role, process.uid);
+        }
+    }
+    let [first, second] = &mut vms;
+    first.power_off()?;
+    ensure!(second.guest("echo alive")? == "alive\n");
+    second.power_off()?;
+    before.expect_again()
+}
+
+fn a_signal_tears_everything_down() -> Result<()> {
+    let (guest, _disk) = with_every_device()?;
+    let before = Traces::of_this_host()?;
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129)] {
+        let mut vm = guest.boot()?;
+        vm.signal(signal)?;
+        vm.expect_exit(code, ANSWER)?;
+        before.expect_again().with_context(|| format!("after {signal}"))?;
+    }
+    Ok(())
+}
+
+fn killed(role: &str, code: i32) -> Result<()> {
+    let (guest, _disk) = with_every_device()?;
+    let before = Traces::of_this_host()?;
+    let mut vm = guest.boot()?;
+    kill(Pid::from_raw(find(&vm, role)?.pid), Signal::SIGKILL)?;
+    vm.expect_exit(code, ANSWER)?;
+    vm.expect_error(role, ANSWER)?;
+    before.expect_again()
+}
+
+fn a_killed_core_leaves_nothing() -> Result<()> {
+    killed("core", 12)
+}
+
+fn a_killed_backend_leaves_nothing() -> Result<()> {
+    for role in ["blk", "net", "console"] {
+        killed(role, 13).with_context(|| format!("kill -9 of {role}"))?;
+    }
+    Ok(())
+}
+
+fn a_killed_ozone_takes_its_children_along() -> Result<()> {
+    let (guest, _disk) = with_every_device()?;
+    let before = Traces::of_this_host()?;
+    let mut vm = guest.boot()?;
+    vm.signal(Signal::SIGKILL)?;
+    ensure!(!vm.wait(ANSWER)?.success());
+    // The directory of locks stays when its owner had no chance to remove it: the next machine uses and removes it.
+    let mut next = Guest::new()?.init("poweroff").start()?;
+    next.expect_exit(0, BOOT)?;
+    before.expect_again()
+}
+
+/// What a machine costs beside its guest's memory; shown, and bounded only against accidents.
+fn memory_of_a_vm_beside_its_guests() -> Result<()> {
+    let (guest, _disk) = with_every_device()?;
+    let mut vm = guest.boot()?;
+    let processes = vm.processes()?;
+    for process in &processes {
+        println!("{}: {} KiB private", process.role, process.private_kib);
+        ensure!(process.private_kib < 64 << 10, "{} has {} KiB", process.role, process.private_kib);
+    }
+    println!("together: {} KiB", processes.iter().map(|process| process.private_kib).sum::<u64>());
+    vm.power_off()
+}

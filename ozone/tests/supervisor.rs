@@ -329,7 +329,7 @@ fn endings() -> Result<(), Failed> {
     expect("die", &disk, 12, "core died: exited with status 9");
     expect("die-early", &disk, 12, "core died: exited with status 7");
     expect("forbidden", &[], 12, "core died: ended by its seccomp filter");
-    expect("lost", &disk, 13, "blk/disk0 died: the core lost it: bad\\nreply");
+    expect("lost", &disk, 13, "died: the core lost it: bad\\nreply");
     expect("wait", &["--disk", "path=disk.img,id=mortal"], 13, "blk/mortal died: exited with status 9");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Where a console's bytes go on the host.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,6 +12,7 @@ use nix::libc;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, tcgetpgrp};
 use protocol::ConsoleHost;
 
 use super::terminal::Terminal;
@@ -105,7 +106,8 @@ fn stdio(argument: &str) -> Result<Place, ResourceError> {
     };
     let (stdin, stdout) = (io::stdin(), io::stdout());
     // A terminal that is not in our foreground gives no input: reading it would take another program's.
-    let input = if io::IsTerminal::is_terminal(&stdin) { None } else { Some(own_description(&stdin, OFlag::O_RDONLY)) };
+    let others = stdin.is_terminal() && tcgetpgrp(&stdin) != Ok(getpgrp());
+    let input = if others { None } else { Some(own_description(&stdin, OFlag::O_RDONLY)) };
     let input = input.transpose().map_err(|error| failed(&error))?;
     let output = own_description(&stdout, OFlag::O_WRONLY).map_err(|error| failed(&error))?;
     Ok(Place::Stream { input, output })
@@ -116,9 +118,13 @@ fn stdio(argument: &str) -> Result<Place, ResourceError> {
 fn own_description(stream: impl AsFd, access: OFlag) -> io::Result<OwnedFd> {
     let kind = SFlag::from_bits_truncate(fstat(stream.as_fd())?.st_mode) & SFlag::S_IFMT;
     let opened = match kind {
-        SFlag::S_IFIFO | SFlag::S_IFCHR => reopen(stream.as_fd(), access).ok(),
+        // Without O_NONBLOCK the open of a FIFO waits for the other side.
+        SFlag::S_IFIFO | SFlag::S_IFCHR => reopen(stream.as_fd(), access | OFlag::O_NONBLOCK).ok(),
         _ => None,
     };
+    if let Some(opened) = &opened {
+        fcntl(opened, FcntlArg::F_SETFL(OFlag::empty()))?;
+    }
     opened.map_or_else(|| stream.as_fd().try_clone_to_owned(), Ok)
 }
 

@@ -302,10 +302,9 @@ fn unused_buffers_come_back_with_a_stop() {
     net.next_frame(place);
     let base = net.frontend.get_vring_base(0).unwrap();
     assert_eq!(base, u32::from(net.receive.used_index(&net.guest)));
-    net.receive.next_available = base.try_into().unwrap();
-    let made = 8;
+    let made = std::mem::replace(&mut net.receive.next_available, base.try_into().unwrap());
     enable(&mut net.frontend, &net.receive);
-    net.receive.publish(&net.guest, made);
+    net.receive.next_available = made;
     net.wire.send(&frame(100, 2));
     assert_eq!(net.next_frame(place).2, frame(100, 2));
 }

@@ -26,6 +26,9 @@ pub trait Device: Send + Sync + 'static {
         let _ = message;
         false
     }
+
+    /// The process is about to end in good order. What takes long is given up after a second or so.
+    fn close(&self) {}
 }
 
 /// A device that is ready to be served: itself, and one handler per virtqueue in the order of the queues.

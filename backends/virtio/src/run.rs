@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
@@ -14,7 +14,7 @@ use seccomp::Role;
 
 use crate::allocator;
 use crate::descriptor::{self, Wake};
-use crate::device::{Device, Opened};
+use crate::device::{Device, Opened, QueueHandler};
 use crate::outbox::{Errand, Outbox};
 use crate::server::{self, Server};
 use crate::threads;
@@ -74,12 +74,33 @@ fn backend<D: Device>(
     let (outbox, errands, wake) = Outbox::new().map_err(|errno| Fault::host(format!("make an eventfd: {errno}")))?;
     let Opened { device, queues } = open(start.spec, &outbox)?;
     let device = Arc::new(device);
+    let socket = UnixStream::from(start.socket.into_fd());
+    let outcome = serve(role, control, &device, queues, socket, &Errands { outbox, errands, wake });
+    device.close();
+    outcome
+}
 
+/// The errands of the main thread, from both ends.
+struct Errands {
+    outbox: Outbox,
+    errands: Receiver<Errand>,
+    wake: Arc<Wake>,
+}
+
+/// Serves an open device until the core or `ozone` is gone; returns why.
+fn serve<D: Device>(
+    role: Role,
+    control: &Control,
+    device: &Arc<D>,
+    queues: Vec<Box<dyn QueueHandler>>,
+    socket: UnixStream,
+    errands: &Errands,
+) -> Result<String, Fault> {
     // Every thread has to exist before the run filter: there is no clone(2) in it.
     let workers = (0..).zip(queues).map(|(index, handler)| Worker::spawn(&format!("queue-{index}"), handler));
     let workers = workers.collect::<Result<Vec<_>, _>>()?;
-    let server = Server::new(Arc::clone(&device), workers);
-    let socket = UnixStream::from(start.socket.into_fd());
+    let server = Server::new(Arc::clone(device), workers);
+    let outbox = errands.outbox.clone();
     let (go, gate) = channel::<()>();
     let thread = move || {
         if gate.recv().is_ok() {
@@ -96,8 +117,8 @@ fn backend<D: Device>(
         Err(error) => return Err(Fault::internal(error.to_string())),
     }
     loop {
-        wait(control, &wake)?;
-        while let Ok(errand) = errands.try_recv() {
+        wait(control, &errands.wake)?;
+        while let Ok(errand) = errands.errands.try_recv() {
             match errand {
                 Errand::Send(message) => match control.try_send(&message) {
                     Ok(()) => {}

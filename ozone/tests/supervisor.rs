@@ -6,8 +6,9 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +31,57 @@ fn main() -> ExitCode {
     if name.starts_with("blk/") || name.starts_with("net/") || name.starts_with("console/") {
         return backend(&name);
     }
+    if std::env::args().nth(1).as_deref() == Some(HELPER) {
+        return helper();
+    }
     tests()
+}
+
+/// The first argument of this executable when it prepares a surrounding and then becomes `ozone`.
+const HELPER: &str = "as-helper";
+
+/// A user without any rights.
+const ORDINARY: u32 = 65534;
+
+/// Becomes `./ozone` with the arguments after the second, in the surrounding that the second names. Without programs of the
+/// host, which differ.
+fn helper() -> ExitCode {
+    use nix::mount::{MsFlags, mount};
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
+    let (surrounding, words) = arguments.split_first().unwrap();
+    let nothing = None::<&str>;
+    if surrounding == "terminal" {
+        nix::unistd::setsid().unwrap();
+        take_terminal();
+    } else {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        let over_kvm = |mode: u32, kind: SFlag, device| {
+            mknod("kvm", kind, Mode::empty(), device).unwrap();
+            fs::set_permissions("kvm", fs::Permissions::from_mode(mode)).unwrap();
+            mount(Some("kvm"), "/dev/kvm", nothing, MsFlags::MS_BIND, nothing).unwrap();
+        };
+        match surrounding.as_str() {
+            "kvm-for-all" => over_kvm(0o666, SFlag::S_IFCHR, makedev(10, 232)),
+            "kvm-for-root" => over_kvm(0o600, SFlag::S_IFREG, 0),
+            "kvm-that-is-none" => over_kvm(0o666, SFlag::S_IFREG, 0),
+            "no-kvm" => mount(Some("none"), "/dev", Some("tmpfs"), MsFlags::empty(), nothing).unwrap(),
+            other => panic!("{other}"),
+        }
+    }
+    let mut ozone = Command::new("./ozone");
+    ozone.args(words);
+    if surrounding != "terminal" {
+        ozone.uid(ORDINARY).gid(ORDINARY);
+    }
+    panic!("exec of ozone: {}", ozone.exec());
+}
+
+#[allow(unsafe_code)]
+fn take_terminal() {
+    // SAFETY: numbers only.
+    assert_eq!(unsafe { nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) }, 0);
 }
 
 // The children. A role's filter permits little, so they do little: a failed expectation is an exit with a status.
@@ -219,8 +270,11 @@ impl Bench {
                 fs::copy(from, &to).unwrap();
             }
         };
-        place(Path::new(env!("CARGO_BIN_EXE_ozone")), "ozone");
         let own = std::env::current_exe().unwrap();
+        // In the test host this executable and ozone are not where they were built, but side by side.
+        let built = Path::new(env!("CARGO_BIN_EXE_ozone"));
+        let ozone = if built.exists() { built.to_owned() } else { own.with_file_name("ozone") };
+        place(&ozone, "ozone");
         let original = directory.path().join("vmm-core");
         fs::copy(own, &original).unwrap();
         for role in ["ozone-blk", "ozone-net", "ozone-console"] {
@@ -243,6 +297,15 @@ impl Bench {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(self.path("ozone"));
         command.current_dir(self.directory.path()).args(["run", "--kernel", "kernel"]).args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// `ozone run` in a surrounding that [`helper`] makes.
+    fn command_in(&self, surrounding: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.current_dir(self.directory.path());
+        command.args([HELPER, surrounding, "run", "--kernel", "kernel"]).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -516,31 +579,16 @@ fn listing(bench: &Bench) -> Vec<std::ffi::OsString> {
 }
 
 fn kvm_rights() -> Result<(), Failed> {
-    let bench = Bench::new("power-off");
-    // Other namespaces show other devices: one mount over /dev/kvm is a host without rights, one over /dev without KVM.
-    let shell = |script: &str| {
-        let ozone = bench.path("ozone");
-        let script = format!(
-            "{script} && exec setpriv --reuid 65534 --regid 65534 --clear-groups {} run --kernel kernel",
-            ozone.display()
-        );
-        let output = Command::new("unshare")
-            .args(["--mount", "sh", "-c", &script])
-            .current_dir(bench.directory.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let (code, line) = shell("touch private && chmod 600 private && mount --bind private /dev/kvm");
-    assert_eq!(code, Some(3), "{line}");
-    assert_eq!(line, "ozone: /dev/kvm: user 65534 has no rights on it: add the user to the group kvm\n");
-    let (code, line) = shell("mount -t tmpfs none /dev && : > /dev/null");
-    assert_eq!(code, Some(3), "{line}");
-    assert!(line.starts_with("ozone: /dev/kvm: this host has no KVM"), "{line}");
-    let (code, line) = shell("touch public && chmod 666 public && mount --bind public /dev/kvm");
-    assert_eq!(code, Some(3), "{line}");
-    assert!(line.starts_with("ozone: /dev/kvm: it does not answer as KVM does"), "{line}");
+    for (surrounding, line) in [
+        ("kvm-for-root", "ozone: /dev/kvm: user 65534 has no rights on it: add the user to the group kvm"),
+        ("no-kvm", "ozone: /dev/kvm: this host has no KVM: "),
+        ("kvm-that-is-none", "ozone: /dev/kvm: it does not answer as KVM does"),
+    ] {
+        let bench = Bench::new("power-off");
+        let (code, lines) = Run { child: bench.command_in(surrounding, &[]).spawn()? }.end();
+        assert_eq!(code, 3, "{surrounding}: {lines:?}");
+        assert!(lines.len() == 1 && lines[0].starts_with(line), "{surrounding}: {lines:?}");
+    }
     Ok(())
 }
 
@@ -553,12 +601,6 @@ fn interfaces() -> Vec<String> {
     names
 }
 
-fn ip(words: &[&str]) -> String {
-    let output = Command::new("ip").args(words).output().expect("the program ip of iproute2");
-    assert!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 fn taps() -> Result<(), Failed> {
     let bench = Bench::new("wait");
     let before = interfaces();
@@ -566,21 +608,38 @@ fn taps() -> Result<(), Failed> {
     run.children(3);
     let now = interfaces();
     let made = now.iter().find(|name| !before.contains(name)).expect("a tap is made");
-    let shown = ip(&["address", "show", "dev", made]);
-    assert!(shown.contains("192.168.213.1/24") && shown.contains("mtu 1400") && shown.contains("UP"), "{shown}");
+    let address = nix::ifaddrs::getifaddrs()?.find(|entry| {
+        entry.interface_name == *made && entry.address.is_some_and(|address| address.as_sockaddr_in().is_some())
+    });
+    let address = address.expect("an address on the tap");
+    assert!(address.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
+    let text = |address: Option<nix::sys::socket::SockaddrStorage>| address.map(|address| address.to_string());
+    assert_eq!(text(address.address).as_deref(), Some("192.168.213.1:0"));
+    assert_eq!(text(address.netmask).as_deref(), Some("255.255.255.0:0"));
+    assert_eq!(fs::read_to_string(format!("/sys/class/net/{made}/mtu"))?.trim(), "1400");
     kill(run.pid(), Signal::SIGTERM)?;
     let (code, lines) = run.end();
     assert_eq!(code, 143, "{lines:?}");
     assert!(lines.iter().any(|line| line.contains(made)), "its name is told: {lines:?}");
     assert_eq!(interfaces(), before);
 
-    ip(&["tuntap", "add", "ozone-test", "mode", "tap", "multi_queue"]);
-    let run = bench.start(&["--net", "tap=ozone-test"]);
-    run.children(3);
-    kill(run.pid(), Signal::SIGTERM)?;
-    assert_eq!(run.end().0, 143);
-    assert!(interfaces().contains(&"ozone-test".to_owned()), "a tap of the user's stays");
-    ip(&["link", "delete", "ozone-test"]);
+    // A tap of the user's, of either kind: it lives as long as this descriptor.
+    for kind in [0, nix::libc::IFF_MULTI_QUEUE] {
+        let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
+        let flags = nix::libc::IFF_TAP | nix::libc::IFF_NO_PI | kind;
+        ozone::ioctl::tun_set_interface(tun.as_fd(), "ozone-test", flags)?;
+        let run = bench.start(&["--net", "tap=ozone-test"]);
+        if kind == 0 {
+            let (code, lines) = run.end();
+            assert_eq!(code, 3, "{lines:?}");
+            assert!(last(&lines).contains("the tap 'ozone-test' is in use"), "{lines:?}");
+            continue;
+        }
+        run.children(3);
+        kill(run.pid(), Signal::SIGTERM)?;
+        assert_eq!(run.end().0, 143);
+        assert!(interfaces().contains(&"ozone-test".to_owned()), "a tap of the user's stays");
+    }
 
     let (code, lines) = bench.run(&["--net", "tap=lo"]);
     assert_eq!(code, 3);
@@ -618,13 +677,8 @@ fn terminal() -> Result<(), Failed> {
     let pty = openpty(&size(80, 25), None)?;
     let before = tcgetattr(&pty.slave)?;
     assert!(before.local_flags.contains(LocalFlags::ECHO | LocalFlags::ISIG));
-    let child = Command::new("setsid")
-        .args(["--ctty", "./ozone", "run", "--kernel", "kernel", "--console", "stdio,id=raw-leaver"])
-        .current_dir(bench.directory.path())
-        .stdin(pty.slave.try_clone()?)
-        .stdout(pty.slave.try_clone()?)
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut command = bench.command_in("terminal", &["--console", "stdio,id=raw-leaver"]);
+    let child = command.stdin(pty.slave.try_clone()?).stdout(pty.slave.try_clone()?).spawn()?;
     let run = Run { child };
     let deadline = Instant::now() + Duration::from_secs(20);
     while tcgetattr(&pty.slave)?.local_flags.contains(LocalFlags::ECHO) {
@@ -667,16 +721,9 @@ fn uids() -> Result<(), Failed> {
 }
 
 fn ordinary_user() -> Result<(), Failed> {
-    const ORDINARY: u32 = 65534;
     let bench = Bench::new("wait");
     std::os::unix::fs::chown(bench.path("disk.img"), Some(ORDINARY), Some(ORDINARY))?;
-    // In a mount namespace of its own the host's /dev/kvm is one that everybody may use.
-    let run = "mknod kvm c 10 232 && chmod 666 kvm && mount --bind kvm /dev/kvm \
-        && exec setpriv --reuid 65534 --regid 65534 --clear-groups ./ozone run --kernel kernel --disk path=disk.img";
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", run]).current_dir(bench.directory.path());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let run = Run { child: command.spawn()? };
+    let run = Run { child: bench.command_in("kvm-for-all", &["--disk", "path=disk.img"]).spawn()? };
     for (name, pid) in run.children(3) {
         assert_eq!(uid_of(pid), ORDINARY, "{name}");
     }

@@ -27,7 +27,7 @@ pub const RUN: &[Rule] = &[
     // The disk.
     allow(SYS_preadv, "reads of the image into guest memory"),
     allow(SYS_pwritev2, "writes of the image from guest memory, durable ones by a flag"),
-    allow(SYS_fdatasync, "flushes"),
+    allow(SYS_fdatasync, "flushes of the image"),
     // The queues.
     allow(SYS_epoll_wait, "a queue waits for a kick or its stop"),
     allow(SYS_epoll_ctl, "the kick of a queue comes with its start and goes with its stop"),
@@ -47,7 +47,7 @@ pub const RUN: &[Rule] = &[
     allow_if(SYS_fcntl, &[Check::Equals(1, F_GETFD.unsigned_abs())], "debug builds look before they close"),
     allow(SYS_close, "received descriptors"),
     // The libraries.
-    allow(SYS_brk, "the heap"),
+    allow(SYS_brk, "the heap grows"),
     allow(SYS_futex, "locks and channels between threads"),
     allow(SYS_sched_yield, "the standard library's channels, under contention"),
     allow(SYS_clock_gettime, "deadlines, where the kernel's clock page cannot answer"),

@@ -50,7 +50,7 @@ pub const RUN: &[Rule] = &[
     allow_if(SYS_fcntl, &[Check::Equals(1, F_GETFD.unsigned_abs())], "debug builds look before they close"),
     allow(SYS_close, "received descriptors"),
     // The libraries.
-    allow(SYS_brk, "the heap"),
+    allow(SYS_brk, "the heap grows"),
     allow(SYS_futex, "locks and channels between threads"),
     allow(SYS_sched_yield, "the standard library's channels, under contention"),
     allow(SYS_clock_gettime, "deadlines, where the kernel's clock page cannot answer"),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use virtio_backend::{Next, QueueHandler, Ring, RingError};
+use virtio_backend::{Next, QueueHandler, Rare, Ring, RingError};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
 use crate::device::Disk;
@@ -13,21 +13,18 @@ use crate::request::{Operation, Request, Status};
 /// How many requests are served before the queue looks whether it is to stop.
 const BATCH: usize = 64;
 
-/// How many failed requests are logged one by one.
-const LOGGED: u32 = 16;
-
 /// The handler of one queue.
 pub struct RequestQueue {
     disk: Arc<Disk>,
     /// Whether a write is durable when it completes: so for a driver that cannot flush (virtio 1.2, section 5.2.6.2).
     write_through: bool,
-    failures: u32,
+    failures: Rare,
 }
 
 impl RequestQueue {
     /// A queue of `disk`.
     pub fn new(disk: Arc<Disk>) -> Self {
-        Self { disk, write_through: false, failures: 0 }
+        Self { disk, write_through: false, failures: Rare::default() }
     }
 
     fn carry_out(&mut self, operation: Operation) -> Status {
@@ -54,12 +51,8 @@ impl RequestQueue {
     }
 
     fn complain(&mut self, what: &str, error: EngineError) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures <= LOGGED {
-            log::error!("{what} the image: {error}");
-        }
-        if self.failures == LOGGED {
-            log::error!("further failures of this queue are not logged");
+        if let Some(count) = self.failures.again() {
+            log::error!("{what} the image, failure {count}: {error}");
         }
     }
 }

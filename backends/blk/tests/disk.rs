@@ -462,6 +462,19 @@ fn garbage_ends_the_connection_in_order() {
 }
 
 #[test]
+fn to_be_stopped_and_continued_changes_nothing() {
+    let mut disk = Disk::new(&image(4096), false, 0);
+    let pid = nix::unistd::Pid::from_raw(disk.backend.pid().try_into().unwrap());
+    for _ in 0..3 {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+        assert_eq!(disk.read_sector(0).0, OK);
+        assert_eq!(config(&mut disk.frontend, 60)[..8], 8_u64.to_le_bytes());
+    }
+}
+
+#[test]
 fn it_ends_with_its_supervisor() {
     let (mut backend, _socket) = Backend::start(EXECUTABLE, spec(&image(4096), false, 1));
     assert!(matches!(backend.message(), FromBackend::Ready));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use virtio_backend::buffers::{self, Scratch};
-use virtio_backend::{Buffers, Chain, Next, QueueHandler, Ring, RingError};
+use virtio_backend::{Buffers, Chain, Next, QueueHandler, Rare, Ring, RingError};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF};
 
 use crate::tap::Tap;
@@ -64,6 +64,7 @@ pub struct Receive {
     scratch: Scratch,
     dropped: u64,
     failed: u64,
+    reported: Rare,
 }
 
 /// What became of an attempt to receive.
@@ -87,6 +88,7 @@ impl Receive {
             scratch: Scratch::default(),
             dropped: 0,
             failed: 0,
+            reported: Rare::default(),
         }
     }
 
@@ -219,7 +221,7 @@ impl QueueHandler for Receive {
 
     fn stop(&mut self, ring: &mut Ring) -> Result<(), RingError> {
         self.put_back(ring);
-        if self.dropped > 0 || self.failed > 0 {
+        if (self.dropped > 0 || self.failed > 0) && self.reported.again().is_some() {
             log::warn!("receive queue: {} packets dropped, {} failures of the tap", self.dropped, self.failed);
             (self.dropped, self.failed) = (0, 0);
         }

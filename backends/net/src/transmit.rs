@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use virtio_backend::{Next, QueueHandler, Ring, RingError};
+use virtio_backend::{Next, QueueHandler, Rare, Ring, RingError};
 
 use crate::receive::HEADER;
 use crate::tap::Tap;
@@ -20,12 +20,13 @@ pub struct Transmit {
     dropped: u64,
     /// Packets that were none, or that the tap refused.
     refused: u64,
+    reported: Rare,
 }
 
 impl Transmit {
     /// A queue that sends to `tap`.
     pub fn new(tap: Arc<Tap>) -> Self {
-        Self { tap, dropped: 0, refused: 0 }
+        Self { tap, dropped: 0, refused: 0, reported: Rare::default() }
     }
 }
 
@@ -56,7 +57,7 @@ impl QueueHandler for Transmit {
     }
 
     fn stop(&mut self, _ring: &mut Ring) -> Result<(), RingError> {
-        if self.dropped > 0 || self.refused > 0 {
+        if (self.dropped > 0 || self.refused > 0) && self.reported.again().is_some() {
             log::warn!("transmit queue: {} packets dropped, {} refused by the tap", self.dropped, self.refused);
             (self.dropped, self.refused) = (0, 0);
         }

@@ -5,17 +5,14 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::mman::{MmapAdvise, madvise};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionCollectionError,
-    GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap};
 
 use crate::descriptor;
 
@@ -187,11 +184,6 @@ fn map(place: &Place, file: File) -> Result<GuestRegionMmap<Dirty>, MemoryError>
         let _ = unsafe { madvise(start, length, MmapAdvise::MADV_DONTDUMP) };
     }
     GuestRegionMmap::new(region, GuestAddress(guest)).ok_or(MemoryError::Bounds(guest))
-}
-
-/// The numbers of the descriptors behind `memory`, for tests and logs.
-pub fn descriptors(memory: &Memory) -> Vec<i32> {
-    memory.iter().filter_map(|region| region.file_offset()).map(|offset| offset.file().as_raw_fd()).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use protocol::Fault;
 
 use crate::descriptor::{Call, Wake};
 use crate::device::{Next, QueueHandler};
+use crate::rare::Rare;
 use crate::ring::{Ring, RingError};
 use crate::threads;
 
@@ -57,6 +58,7 @@ struct Thread {
     epoll: Epoll,
     stop: Arc<Wake>,
     violations: Arc<AtomicU64>,
+    reported: Rare,
 }
 
 impl Worker {
@@ -82,6 +84,7 @@ impl Worker {
             epoll,
             stop: Arc::clone(&stop),
             violations: Arc::clone(&violations),
+            reported: Rare::default(),
         };
         let body = move || {
             while let Ok(job) = incoming.recv() {
@@ -142,7 +145,10 @@ impl Thread {
         let _ = self.epoll.delete(job.kick.as_fd());
         if let Err(error) = outcome {
             self.violations.fetch_add(1, Ordering::Relaxed);
-            log::error!("{}: the driver broke the rules, the queue is given up until a reset: {error}", self.name);
+            if let Some(count) = self.reported.again() {
+                let name = &self.name;
+                log::error!("{name}: violation {count}, the queue is given up until a reset: {error}");
+            }
             if let Some(call) = &job.error {
                 call.signal();
             }

@@ -34,6 +34,7 @@ pub fn open(spec: DeviceSpec, outbox: &Outbox) -> Result<Opened<ConsoleDevice>, 
     let DeviceSpec::Console(spec) = spec else {
         return Err(Fault::internal("ozone-console was started for a device that is not a console"));
     };
+    terminal::end_on_sigterm().map_err(|errno| Fault::host(format!("handle SIGTERM: {errno}")))?;
     let buffer = || Buffer::new().map(Arc::new).map_err(|errno| Fault::host(format!("make an eventfd: {errno}")));
     let (to_guest, to_host) = (buffer()?, buffer()?);
     let outcome = host::open(spec.host, &to_guest, &to_host, outbox).and_then(|host| {

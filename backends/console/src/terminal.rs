@@ -10,7 +10,24 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// The terminal and how it was, from before it is made raw until the process ends.
 static SAVED: OnceLock<(RawFd, libc::termios)> = OnceLock::new();
 
-/// Makes the user's terminal raw, and sees to it that SIGTERM restores it.
+/// Has SIGTERM restore the terminal and end the process.
+///
+/// Every console asks for it: the first process of a pid namespace is spared the signals that it has no handler for
+/// (pid_namespaces(7)), and SIGTERM is how it learns of the death of `ozone`.
+///
+/// # Errors
+/// What sigaction(2) answers.
+pub fn end_on_sigterm() -> nix::Result<()> {
+    handle(Signal::SIGTERM, SigHandler::Handler(on_end))
+}
+
+fn handle(signal: Signal, handler: SigHandler) -> nix::Result<()> {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: `on_end` calls nothing but what a handler may (signal-safety(7)); to ignore a signal runs no code.
+    unsafe { sigaction(signal, &action) }.map(drop)
+}
+
+/// Makes the user's terminal raw, and sees to it that a panic restores it.
 ///
 /// # Errors
 /// ENOTTY for what is no terminal, and what else the kernel answers.
@@ -19,12 +36,6 @@ pub fn take(terminal: BorrowedFd<'_>) -> nix::Result<()> {
     if SAVED.set((terminal.as_raw_fd(), saved)).is_err() {
         return Err(Errno::EBUSY);
     }
-    let handle = |signal, handler| {
-        let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-        // SAFETY: `on_end` calls nothing but what a handler may (signal-safety(7)); to ignore a signal runs no code.
-        unsafe { sigaction(signal, &action) }.map(drop)
-    };
-    handle(Signal::SIGTERM, SigHandler::Handler(on_end))?;
     // Should this process be in the background of its terminal, a change of it or a read from it must not stop it.
     handle(Signal::SIGTTOU, SigHandler::SigIgn)?;
     handle(Signal::SIGTTIN, SigHandler::SigIgn)?;

@@ -26,13 +26,15 @@ const REST: Duration = Duration::from_millis(100);
 pub struct LogPipe {
     pipe: File,
     open: bool,
+    /// Whether lines that only inform are left out.
+    quiet: bool,
     lines: Lines,
 }
 
 impl LogPipe {
     /// Takes the read end, which is non-blocking.
     pub fn new(pipe: OwnedFd) -> Self {
-        Self { pipe: File::from(pipe), open: true, lines: Lines::new(Instant::now()) }
+        Self { pipe: File::from(pipe), open: true, quiet: false, lines: Lines::new(Instant::now()) }
     }
 
     /// When the pipe may be looked at again; `None` for now. An ended pipe is never looked at.
@@ -43,6 +45,11 @@ impl LogPipe {
     /// Whether there can be more.
     pub fn is_open(&self) -> bool {
         self.open
+    }
+
+    /// Leaves out lines that only inform, from now on: of an end that ozone has told or is about to tell.
+    pub fn quiet(&mut self) {
+        self.quiet = true;
     }
 
     /// Prints what is there.
@@ -57,7 +64,8 @@ impl LogPipe {
                 Ok(length) => {
                     let now = Instant::now();
                     let text = bytes.get(..length).unwrap_or_default();
-                    self.lines.take(text, now, |line| report::say(&format!("[{process}] {line}")));
+                    let quiet = self.quiet;
+                    self.lines.take(text, now, |line| print(process, quiet, line));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => break,
@@ -68,7 +76,15 @@ impl LogPipe {
     /// Prints what is there when no more will come, the count of lost lines included.
     pub fn finish(&mut self, process: &Process) {
         self.pump(process);
-        self.lines.finish(|line| report::say(&format!("[{process}] {line}")));
+        let quiet = self.quiet;
+        self.lines.finish(|line| print(process, quiet, line));
+    }
+}
+
+fn print(process: &Process, quiet: bool, line: &str) {
+    // The level comes first in a line of protocol::log.
+    if !(quiet && line.starts_with("info ")) {
+        report::say(&format!("[{process}] {line}"));
     }
 }
 

@@ -200,19 +200,24 @@ impl<'a> Processes<'a> {
         }
         let ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
         let ready: Vec<Source> = sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|(it, _)| it).collect();
+        let mut logs = Vec::new();
         for source in ready {
             match source {
                 Source::Signals => self.pending.extend(self.signals.next().map(Event::Signal)),
-                Source::Log(place) => {
-                    if let Some(child) = self.children.get_mut(place) {
-                        child.log.pump(&child.process);
-                    }
-                }
+                Source::Log(place) => logs.push(place),
                 Source::Link(place) => self.receive(place),
                 Source::Process(place) => self.ended(place),
             }
         }
         self.give_up_on_closed();
+        // Lines wait for the next look when something has happened: if that was the end, they are told as such.
+        if self.pending.is_empty() {
+            for place in logs {
+                if let Some(child) = self.children.get_mut(place) {
+                    child.log.pump(&child.process);
+                }
+            }
+        }
     }
 
     /// Queues the messages that are there.
@@ -262,6 +267,7 @@ impl<'a> Processes<'a> {
         self.pending.clear();
         for (place, child) in self.children.iter_mut().enumerate() {
             child.link = None;
+            child.log.quiet();
             if !graced.contains(&place) {
                 child.jailed.kill();
             }

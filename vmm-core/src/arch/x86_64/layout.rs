@@ -3,7 +3,8 @@
 //! | guest physical address | what |
 //! |---|---|
 //! | 0 – 0x9fc00 | memory; boot structures below 0x40000 |
-//! | 0xe0000 – 0x100000 | ACPI tables |
+//! | 0xe0000 – 0xff000 | ACPI tables |
+//! | 0xffff0 – 0x100000 | the reset vector |
 //! | 0x100000 – 3 GiB | memory, as much as there is; the kernel from 1 MiB, the initial ramdisk at the end |
 //! | 0xc000_0000 – 0xd000_0000 | reserved for 32-bit PCI windows |
 //! | 0xd000_0000 – 0xd001_0000 | virtio-mmio devices, one page per slot |
@@ -43,7 +44,9 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 /// The room for the command line, its terminating NUL included.
 pub const COMMAND_LINE_SIZE: u64 = 0x1_0000;
 /// The ACPI tables; the root pointer comes first, where a kernel without boot parameters looks for it.
-pub const ACPI: Range<u64> = 0xe_0000..0x10_0000;
+pub const ACPI: Range<u64> = 0xe_0000..0xf_f000;
+/// Where a processor in real mode starts again, at F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 
 /// The first virtio-mmio slot.
 const VIRTIO_MMIO: u64 = 0xd000_0000;

@@ -38,6 +38,7 @@ pub fn memory_map(size: u64) -> Vec<MapEntry> {
         between(0, layout::CONVENTIONAL_END, E820_RAM),
         between(layout::CONVENTIONAL_END, layout::ACPI.start, E820_RESERVED),
         between(layout::ACPI.start, layout::ACPI.end, E820_ACPI),
+        between(layout::ACPI.end, layout::EXTENDED_START, E820_RESERVED),
     ];
     for range in layout::memory_ranges(size) {
         map.push(between(range.start.max(layout::EXTENDED_START), range.end, E820_RAM));

@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::image::{self, Image};
 use super::{acpi, layout, linux_boot, pvh};
+use crate::legacy::power;
 use crate::memory::Memory;
 
 /// What Linux on x86 takes; an ELF image does not say, and the kernel would cut the rest off without a word.
@@ -44,6 +45,7 @@ pub fn load(boot: &Boot, memory: &Memory) -> Result<Entry, Fault> {
     let low_end = boot.memory.size.min(layout::LOW_MEMORY_END);
     acpi::write(memory, boot)?;
     write_command_line(memory, &boot.command_line)?;
+    write_reset_vector(memory)?;
     let does_not_fit =
         |error| Fault::input(format!("--kernel: {error}: it does not fit into --memory {} bytes", boot.memory.size));
     match image::identify(&kernel)? {
@@ -109,6 +111,15 @@ fn write_command_line(memory: &Memory, command_line: &str) -> Result<(), Fault> 
     let mut bytes = command_line.as_bytes().to_vec();
     bytes.push(0);
     write(memory, layout::COMMAND_LINE, &bytes, "the command line")
+}
+
+/// The one service of a firmware that Linux insists on: on hardware-reduced platforms it resets through EFI, and where
+/// there is none by a jump to the reset vector in real mode. What it finds there writes the reset register.
+fn write_reset_vector(memory: &Memory) -> Result<(), Fault> {
+    let [low, high, ..] = (layout::POWER.start + power::RESET).to_le_bytes();
+    // mov dx, port; mov al, value; out dx, al; hlt; jmp back to hlt
+    let code = [0xba, low, high, 0xb0, power::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd];
+    write(memory, layout::RESET_VECTOR, &code, "the reset vector")
 }
 
 /// Puts the initial ramdisk at the end of the memory below `limit`, where no kernel unpacks itself.

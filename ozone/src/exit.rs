@@ -19,7 +19,9 @@ Exit codes:
   11     a virtual processor ended in a triple fault
   12     the core process died
   13     a device's process died
-  128+n  signal n ended the run: 129 SIGHUP, 130 SIGINT, 131 SIGQUIT, 143 SIGTERM";
+  128+n  signal n ended the run: 129 SIGHUP, 130 SIGINT, 131 SIGQUIT, 143 SIGTERM
+
+Signals: SIGTERM, SIGINT, SIGHUP and SIGQUIT end the machine at once; SIGPWR presses the guest's power button.";
 
 /// How a run ended.
 #[derive(Debug)]

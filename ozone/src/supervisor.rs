@@ -363,8 +363,10 @@ enum Rank {
 impl<'a> Machine<'a> {
     /// What an event means that no phase awaits: nothing, or the end.
     fn other(&mut self, event: Event, may_exit: bool) -> Result<(), Ending> {
-        if matches!(event, Event::Signal(Signal::SIGWINCH)) {
-            return self.tell_size();
+        match event {
+            Event::Signal(Signal::SIGWINCH) => return self.tell_size(),
+            Event::Signal(Signal::SIGPWR) => return self.send_core(&ToCore::PowerButton),
+            _ => {}
         }
         let Some((rank, ending)) = self.meaning(event, may_exit) else { return Ok(()) };
         // A restart of the backend alone takes the place of this when a device's process is what ended.
@@ -375,7 +377,7 @@ impl<'a> Machine<'a> {
     fn meaning(&self, event: Event, may_exit: bool) -> Option<(Rank, Ending)> {
         let process = |place: usize| self.processes.get(place).map(|child| child.process.clone());
         Some(match event {
-            Event::Deadline | Event::Signal(Signal::SIGWINCH) => return None,
+            Event::Deadline | Event::Signal(Signal::SIGWINCH | Signal::SIGPWR) => return None,
             Event::Signal(signal) => (Rank::Whole, Ending::Signal(signal)),
             Event::Message(0, Message::Core(FromCore::Exited(cause))) if may_exit => {
                 let ending = match cause {

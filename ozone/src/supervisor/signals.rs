@@ -10,6 +10,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 /// The signals that end a run.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
+/// The signals that are passed on: the terminal has another size; the guest's power button is pressed.
+const PASSED_ON: [Signal; 2] = [Signal::SIGWINCH, Signal::SIGPWR];
+
 /// The signals `ozone` handles, blocked and readable.
 #[derive(Debug)]
 pub struct Signals {
@@ -27,7 +30,7 @@ impl Signals {
         // exit statuses of our children would be lost (waitid(2), NOTES).
         unsafe { sigaction(Signal::SIGCHLD, &default) }?;
         let mut mask = SigSet::empty();
-        for signal in ENDING.into_iter().chain([Signal::SIGWINCH]) {
+        for signal in ENDING.into_iter().chain(PASSED_ON) {
             mask.add(signal);
         }
         // In the background a change of the terminal's settings stops the program unless this is blocked or ignored; it

@@ -1,6 +1,7 @@
 //! What every jailed process does before anything else.
 
 use std::io;
+use std::panic;
 use std::sync::mpsc;
 use std::thread;
 
@@ -8,6 +9,9 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 use crate::fault::Fault;
+
+/// The exit status of a process that met a defect of its own.
+pub const PANICKED: i32 = 101;
 
 /// Takes the process name from the first argument, forbids core dumps and ptrace by the same user, and asks for
 /// `on_parent_death` when `ozone` dies.
@@ -18,6 +22,11 @@ use crate::fault::Fault;
 /// # Errors
 /// What prctl(2) answers.
 pub fn enter(on_parent_death: Signal) -> io::Result<()> {
+    // The standard library's way out of a panic makes calls that no run table has, and would look like an attack.
+    panic::set_hook(Box::new(|defect| {
+        log::error!("panic, a defect of ozone: {defect}");
+        std::process::exit(PANICKED);
+    }));
     prctl::set_dumpable(false)?;
     prctl::set_pdeathsig(on_parent_death)?;
     if let Some(name) = std::env::args_os().next() {

@@ -163,7 +163,7 @@ fn inside(tests: &[Test], name: &str) -> ExitCode {
     match (test.run)() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }

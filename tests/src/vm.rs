@@ -160,7 +160,7 @@ impl Guest {
     /// Starts it and waits until it takes commands.
     pub fn boot(&self) -> Result<Vm> {
         let mut vm = self.start()?;
-        vm.expect("ozone-guest: ready", BOOT)?;
+        vm.expect("ozone-guest: ready\n", BOOT)?;
         Ok(vm)
     }
 

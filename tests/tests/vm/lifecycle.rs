@@ -118,7 +118,7 @@ fn a_guest_that_reboots_boots_again() -> Result<()> {
     vm.guest("echo kept > /file && sync")?;
     for _ in 0..2 {
         vm.send_line("reboot -f")?;
-        vm.expect("ozone-guest: ready", BOOT)?;
+        vm.expect("ozone-guest: ready\n", BOOT)?;
         ensure!(vm.guest("cat /file")? == "kept\n");
     }
     ensure!(find(&vm, "core")?.pid != core, "a reboot is a new launch");
@@ -160,7 +160,7 @@ fn two_vms_run_side_by_side() -> Result<()> {
     let before = Traces::of_this_host()?;
     let mut vms = [Guest::new()?.start()?, Guest::new()?.start()?];
     for vm in &mut vms {
-        vm.expect("ozone-guest: ready", BOOT)?;
+        vm.expect("ozone-guest: ready\n", BOOT)?;
     }
     let mut users = BTreeSet::new();
     for vm in &vms {

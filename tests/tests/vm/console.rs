@@ -58,8 +58,10 @@ impl Session {
         let pair = openpty(None, None)?;
         let (master, slave) = (File::from(pair.master), File::from(pair.slave));
         let side = || -> Result<Stdio> { Ok(slave.try_clone()?.into()) };
-        let mut command = Command::new(executable("ozone"));
-        command.args(Guest::new()?.init("shell").arguments()).stdin(side()?).stdout(side()?).stderr(Stdio::inherit());
+        // As a shell starts it: in the foreground of its controlling terminal.
+        let mut command = Command::new("setsid");
+        command.arg("-c").arg(executable("ozone")).args(Guest::new()?.init("shell").arguments());
+        command.stdin(side()?).stdout(side()?).stderr(Stdio::inherit());
         let child = command.spawn()?;
         let (send, output) = channel();
         let mut reader = master.try_clone()?;
@@ -124,8 +126,8 @@ fn a_terminal_is_raw_and_restored_when_left() -> Result<()> {
     session.expect("# ", BOOT)?;
     session.expect_raw(true)?;
     // Ctrl-C goes to the guest: it ends the sleep there, and not ozone.
-    session.master.write_all(b"sleep 1000\r")?;
-    session.expect("sleep 1000", ANSWER)?;
+    session.master.write_all(b"echo asleep $((40 + 2)); sleep 1000\r")?;
+    session.expect("asleep 42", ANSWER)?;
     session.master.write_all(b"\x03")?;
     session.expect("# ", ANSWER)?;
     session.master.write_all(b"echo still $((40 + 2))\r")?;

@@ -7,6 +7,7 @@ pub mod child;
 pub mod harness;
 pub mod host;
 pub mod paths;
+pub mod payload;
 pub mod process_table;
 pub mod progress;
 pub mod tool;

@@ -12,68 +12,10 @@ use std::time::{Duration, Instant};
 use command_fds::{CommandFdExt, FdMapping};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use ozone_tests::payload::Code;
 use protocol::{Boot, Cause, Channel, Cpus, Fault, FaultKind, FromCore, LinkError, Machine, Memory, ToCore};
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const LOAD: u64 = 0x10_0000;
-
-/// Machine code, put together by hand.
-#[derive(Default)]
-struct Code(Vec<u8>);
-
-impl Code {
-    fn out(mut self, port: u16, value: u8) -> Self {
-        let [low, high] = port.to_le_bytes();
-        self.0.extend([0x66, 0xba, low, high, 0xb0, value, 0xee]);
-        self
-    }
-
-    fn print(self, text: &str) -> Self {
-        text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
-    }
-
-    /// Prints the four bytes at `address`.
-    fn print_word_at(mut self, address: u64) -> Self {
-        self.0.push(0xa1);
-        self.0.extend(address.to_le_bytes());
-        self.0.extend([0x66, 0xba, 0xf8, 0x03]);
-        for _ in 0..4 {
-            self.0.extend([0xee, 0xc1, 0xe8, 0x08]);
-        }
-        self
-    }
-
-    fn raw(mut self, bytes: &[u8]) -> Self {
-        self.0.extend(bytes);
-        self
-    }
-
-    fn halt(self) -> Self {
-        self.raw(&[0xf4, 0xeb, 0xfd])
-    }
-
-    /// An ELF executable that is loaded and entered at 1 MiB.
-    fn elf(&self) -> Vec<u8> {
-        let mut elf = vec![0; 64 + 56];
-        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        elf[16] = 2;
-        elf[18] = 62;
-        elf[24..32].copy_from_slice(&LOAD.to_le_bytes());
-        elf[32] = 64;
-        elf[52] = 64;
-        elf[54] = 56;
-        elf[56] = 1;
-        elf[64] = 1;
-        elf[68] = 5;
-        elf[72..80].copy_from_slice(&120u64.to_le_bytes());
-        elf[80..88].copy_from_slice(&LOAD.to_le_bytes());
-        elf[88..96].copy_from_slice(&LOAD.to_le_bytes());
-        elf[96..104].copy_from_slice(&(self.0.len() as u64).to_le_bytes());
-        elf[104..112].copy_from_slice(&(self.0.len() as u64).to_le_bytes());
-        elf.extend(&self.0);
-        elf
-    }
-}
 
 struct Core {
     control: Channel<ToCore, FromCore>,

@@ -1,6 +1,7 @@
-//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask host`.
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask host`, `cargo xtask bench`.
 #![allow(clippy::print_stdout)]
 
+mod bench;
 mod demo;
 mod host;
 mod prerequisites;
@@ -29,9 +30,14 @@ enum Command {
     Test(test::Arguments),
     /// Runs a shell or one command in the test host, where KVM works.
     Host(host::Arguments),
+    /// Measures the product, beside its partners.
+    Bench(bench::Arguments),
     /// The part of `demo` that runs where KVM is.
     #[command(hide = true)]
     DemoHere(demo::HereArguments),
+    /// The part of `bench` that runs in the test host.
+    #[command(hide = true)]
+    BenchHere(bench::HereArguments),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +59,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Host(arguments) => host::run(arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::DemoHere(arguments) => demo::here(&arguments),
+        Command::BenchHere(arguments) => bench::here(&arguments),
     }
 }

@@ -1,0 +1,190 @@
+//! `cargo xtask bench`: where the product stands, beside its partners.
+
+mod compare;
+mod docs;
+mod noise;
+mod plot;
+mod row;
+mod stats;
+mod suites;
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent::wire;
+use anyhow::{Context as _, Result, bail, ensure};
+use ozone_tests::host::{self, Parcel, Put, Stdin, TestHost};
+use ozone_tests::{artifacts, build, paths, progress};
+
+pub use compare::{Contender, Context};
+pub use row::{Figure, Report, Row};
+use suites::{Place, SUITES, Suite};
+
+use crate::host::show;
+use crate::prerequisites;
+
+/// Options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The suites; without one they are listed.
+    #[arg(value_name = "SUITE")]
+    suites: Vec<String>,
+    /// Write what was found to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many runs count.
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    runs: usize,
+    /// Draw a picture of each suite into docs/performance.
+    #[arg(long)]
+    plot: bool,
+    /// Put the tables into docs/performance.md.
+    #[arg(long)]
+    write_docs: bool,
+    /// A folder with executables of partners, used before those of the PATH.
+    #[arg(long, value_name = "FOLDER")]
+    partners: Option<PathBuf>,
+    /// Take the reports from this file rather than measuring; with --plot and --write-docs.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    from: Option<PathBuf>,
+    /// Only name what this machine lacks.
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// Options of the part of a suite that runs in the test host.
+#[derive(clap::Args)]
+pub struct HereArguments {
+    suite: String,
+    #[arg(long)]
+    json: PathBuf,
+    #[arg(long)]
+    runs: usize,
+    #[arg(long)]
+    partners: Option<PathBuf>,
+}
+
+/// The report's place in the test host.
+const REPORT: &str = "/run/bench.json";
+
+/// Where partners' executables are put in the test host.
+const PARTNERS: &str = "/partners";
+
+/// The longest that a suite takes in the test host.
+const DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Runs the suites, one after the other.
+pub fn run(arguments: &Arguments) -> Result<u8> {
+    if let Some(from) = &arguments.from {
+        let text = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+        return publish(arguments, &serde_json::from_slice::<Vec<Report>>(&text)?).map(|()| 0);
+    }
+    if arguments.suites.is_empty() {
+        for suite in &SUITES {
+            println!("{:12} {}", suite.name, suite.about);
+        }
+        return Ok(0);
+    }
+    ensure!(arguments.runs > 0, "--runs 0 measures nothing");
+    let suites = arguments.suites.iter().map(|name| find(name)).collect::<Result<Vec<_>>>()?;
+    prerequisites::ensure_programs(suites.iter().any(|suite| suite.place != Place::Here), !arguments.no_install)?;
+    build::product()?;
+    let mut reports = Vec::new();
+    for suite in suites {
+        eprintln!("… {}: {}", suite.name, suite.about);
+        let report = match suite.place {
+            Place::Here => measure(suite, arguments.runs, arguments.partners.clone())?,
+            Place::TestHost { memory } => in_test_host(suite, memory, arguments)?,
+        };
+        println!("{}\n\n{}", report.place, table::markdown(&report));
+        reports.push(report);
+        // A later suite that fails leaves what the earlier ones found.
+        if let Some(json) = &arguments.json {
+            write(json, &reports)?;
+        }
+    }
+    publish(arguments, &reports)?;
+    Ok(0)
+}
+
+/// Runs one suite in the test host.
+pub fn here(arguments: &HereArguments) -> Result<u8> {
+    let report = measure(find(&arguments.suite)?, arguments.runs, arguments.partners.clone())?;
+    write(&arguments.json, &report)?;
+    Ok(0)
+}
+
+fn find(name: &str) -> Result<&'static Suite> {
+    let names = || SUITES.iter().map(|suite| suite.name).collect::<Vec<_>>().join(", ");
+    SUITES.iter().find(|suite| suite.name == name).with_context(|| format!("no suite '{name}'; there are {}", names()))
+}
+
+fn measure(suite: &Suite, runs: usize, partners: Option<PathBuf>) -> Result<Report> {
+    let context = Context::new(runs, partners);
+    let rows = (suite.run)(&context).with_context(|| format!("suite {}", suite.name))?;
+    Ok(Report { suite: suite.name.to_owned(), place: place()?, rows, missing: context.into_missing() })
+}
+
+/// Where this process runs, in words.
+fn place() -> Result<String> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let host = if std::env::var_os(agent::layout::IN_HOST).is_some() { "the test host (emulated), " } else { "" };
+    Ok(format!("{host}Linux {}, {} processors", kernel.trim(), noise::processors()))
+}
+
+fn in_test_host(suite: &Suite, memory: u64, arguments: &Arguments) -> Result<Report> {
+    drop(artifacts::guest()?);
+    let mut puts: Vec<_> = build::product()?.into_iter().chain([build::xtask()?]).map(Put::executable).collect();
+    puts.extend((suite.puts)()?);
+    let mut argv: Vec<_> = [&host::executable("xtask"), "bench-here", suite.name, "--json", REPORT, "--runs"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain([arguments.runs.to_string()])
+        .collect();
+    if let Some(folder) = &arguments.partners {
+        puts.extend(folder_puts(folder)?);
+        argv.extend(["--partners".to_owned(), PARTNERS.to_owned()]);
+    }
+    let snapshot = host::snapshot(memory)?;
+    let parcel = Parcel::pack(&puts)?;
+    let mut host = progress::step("resume the test host", || TestHost::resume(&snapshot, &parcel))?;
+    let command = wire::Command { argv, env: host::environment(), terminal: None };
+    let exit = host.run(command, Stdin::Empty, Some(DEADLINE), &mut show)?;
+    if exit != wire::Exit::Code(0) {
+        bail!("the suite {} ended with {}", suite.name, exit.shell_code());
+    }
+    Ok(serde_json::from_slice(&host.fetch(REPORT)?)?)
+}
+
+fn folder_puts(folder: &Path) -> Result<Vec<Put>> {
+    let mut puts = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let from = entry?.path();
+        if from.is_file() {
+            let name = from.file_name().unwrap_or_default().to_string_lossy();
+            puts.push(Put { to: format!("{PARTNERS}/{name}"), from });
+        }
+    }
+    Ok(puts)
+}
+
+fn write(path: &Path, report: &impl serde::Serialize) -> Result<()> {
+    fs::write(path, serde_json::to_string_pretty(report)? + "\n").with_context(|| format!("write {}", path.display()))
+}
+
+/// Pictures and tables for the documentation.
+fn publish(arguments: &Arguments, reports: &[Report]) -> Result<()> {
+    let directory = paths::workspace().join("docs/performance");
+    if arguments.plot {
+        fs::create_dir_all(&directory)?;
+        for report in reports {
+            fs::write(directory.join(format!("{}.svg", report.suite)), plot::svg(report))?;
+        }
+    }
+    if arguments.write_docs {
+        docs::update(&paths::workspace().join("docs/performance.md"), reports)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Everything that is compared runs in turns, so that what changes on the machine meanwhile meets all of it.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::noise::{Mark, Noise};
+use super::row::{Figure, Row};
+use super::stats::Values;
+
+/// What a suite is given.
+pub struct Context {
+    /// How many runs count; one more is made first and dropped.
+    pub runs: usize,
+    /// A folder with executables of partners, searched before the PATH.
+    #[allow(dead_code)]
+    pub partners: Option<PathBuf>,
+    /// Partners that were not there, in words.
+    missing: RefCell<Vec<String>>,
+}
+
+/// Something that is measured again and again.
+pub struct Contender<'a> {
+    name: String,
+    measure: Box<dyn FnMut() -> Result<Vec<Figure>> + 'a>,
+}
+
+impl<'a> Contender<'a> {
+    /// `measure` measures once. It ends what it starts.
+    pub fn new(name: impl Into<String>, measure: impl FnMut() -> Result<Vec<Figure>> + 'a) -> Self {
+        Self { name: name.into(), measure: Box::new(measure) }
+    }
+}
+
+impl Context {
+    /// A context for `runs` runs.
+    pub fn new(runs: usize, partners: Option<PathBuf>) -> Self {
+        Self { runs, partners, missing: RefCell::default() }
+    }
+
+    /// Notes that a partner is not there; the suite goes on without it.
+    pub fn lacks(&self, what: impl Into<String>) {
+        let what = what.into();
+        eprintln!("… not measured: {what}");
+        self.missing.borrow_mut().push(what);
+    }
+
+    /// The partners that were not there.
+    pub fn into_missing(self) -> Vec<String> {
+        self.missing.into_inner()
+    }
+
+    /// Measures the contenders in turns. One that fails is left out from then on, and said to be missing.
+    ///
+    /// # Errors
+    /// Only when /proc cannot be read.
+    pub fn compare(&self, contenders: Vec<Contender<'_>>) -> Result<Vec<Row>> {
+        let mut entries: Vec<_> =
+            contenders.into_iter().map(|it| (it, Values::default(), Noise::default(), true)).collect();
+        for run in 0..=self.runs {
+            for (contender, values, noise, works) in entries.iter_mut().filter(|(.., works)| *works) {
+                let mark = Mark::now()?;
+                match (contender.measure)() {
+                    Ok(figures) if run > 0 => {
+                        noise.add(&mark)?;
+                        values.add(figures);
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        *works = false;
+                        self.lacks(format!("{}: {error:#}", contender.name));
+                    }
+                }
+            }
+        }
+        Ok(entries
+            .into_iter()
+            .flat_map(|(it, values, noise, _)| values.rows(&it.name, noise.note().as_deref()))
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contenders_take_turns_and_their_first_run_is_dropped() {
+        let order = RefCell::new(String::new());
+        let contender = |name: &'static str, bad: bool| {
+            let (order, mut count) = (&order, 0.0);
+            Contender::new(name, move || {
+                order.borrow_mut().push_str(name);
+                anyhow::ensure!(!bad, "none here");
+                count += 1.0;
+                Ok(vec![Figure::new("count", "", count)])
+            })
+        };
+        let context = Context::new(2, None);
+        let rows = context.compare(vec![contender("a", false), contender("b", true), contender("c", false)]).unwrap();
+        assert_eq!(*order.borrow(), "abcacac");
+        assert_eq!(rows.iter().map(|row| (row.name.as_str(), row.min)).collect::<Vec<_>>(), [("a", 2.0), ("c", 2.0)]);
+        assert_eq!(context.into_missing(), ["b: none here"]);
+    }
+}

@@ -1,0 +1,48 @@
+//! The suites, one file each.
+
+mod exits;
+
+use anyhow::Result;
+use ozone_tests::host::Put;
+
+use super::{Context, Row};
+
+/// Where a suite runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On this machine: what needs no guest, or one of a few instructions.
+    Here,
+    /// In the test host.
+    #[allow(dead_code)]
+    TestHost {
+        /// The host's memory in bytes.
+        memory: u64,
+    },
+}
+
+/// One suite.
+pub struct Suite {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it measures, in one line.
+    pub about: &'static str,
+    /// Where it runs.
+    pub place: Place,
+    /// What it needs in the test host beside the product.
+    pub puts: fn() -> Result<Vec<Put>>,
+    /// Measures.
+    pub run: fn(&Context) -> Result<Vec<Row>>,
+}
+
+fn nothing() -> Result<Vec<Put>> {
+    Ok(Vec::new())
+}
+
+/// Every suite there is.
+pub const SUITES: [Suite; 1] = [Suite {
+    name: "exits",
+    about: "an access to a port and to a register, answered by the core",
+    place: Place::Here,
+    puts: nothing,
+    run: exits::run,
+}];

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -82,6 +83,9 @@ fn children_have_an_empty_root_and_no_core_dumps() -> Result<()> {
         for option in ["ro", "nosuid", "nodev", "noexec"] {
             ensure!(options.split(',').any(|it| it == option), "{}'s root is {options}", process.role);
         }
+        // A process that may not be dumped belongs to root in /proc: not even its own user reads its memory there.
+        let owner = fs::metadata(format!("{directory}/environ"))?.uid();
+        ensure!(owner == 0 && process.uid != 0, "{} can be dumped: its files in /proc are {owner}'s", process.role);
         let limits = fs::read_to_string(format!("{directory}/limits"))?;
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("limits")?;
         ensure!(core.split_whitespace().nth(4) == Some("0"), "{}: {core}", process.role);

@@ -37,6 +37,9 @@ pub struct Arguments {
     /// How many runs count.
     #[arg(long, value_name = "NUMBER", default_value_t = 5)]
     runs: usize,
+    /// Measure everything a suite can, rather than a choice that takes minutes.
+    #[arg(long)]
+    full: bool,
     /// Draw a picture of each suite into docs/performance.
     #[arg(long)]
     plot: bool,
@@ -64,6 +67,8 @@ pub struct HereArguments {
     runs: usize,
     #[arg(long)]
     partners: Option<PathBuf>,
+    #[arg(long)]
+    full: bool,
 }
 
 /// The report's place in the test host.
@@ -95,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     for suite in suites {
         eprintln!("… {}: {}", suite.name, suite.about);
         let report = match suite.place {
-            Place::Here => measure(suite, arguments.runs, arguments.partners.clone())?,
+            Place::Here => measure(suite, arguments.runs, arguments.partners.clone(), arguments.full)?,
             Place::TestHost { memory } => in_test_host(suite, memory, arguments)?,
         };
         println!("{}\n\n{}", report.place, table::markdown(&report));
@@ -111,7 +116,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 
 /// Runs one suite in the test host.
 pub fn here(arguments: &HereArguments) -> Result<u8> {
-    let report = measure(find(&arguments.suite)?, arguments.runs, arguments.partners.clone())?;
+    let report = measure(find(&arguments.suite)?, arguments.runs, arguments.partners.clone(), arguments.full)?;
     write(&arguments.json, &report)?;
     Ok(0)
 }
@@ -121,8 +126,8 @@ fn find(name: &str) -> Result<&'static Suite> {
     SUITES.iter().find(|suite| suite.name == name).with_context(|| format!("no suite '{name}'; there are {}", names()))
 }
 
-fn measure(suite: &Suite, runs: usize, partners: Option<PathBuf>) -> Result<Report> {
-    let context = Context::new(runs, partners);
+fn measure(suite: &Suite, runs: usize, partners: Option<PathBuf>, full: bool) -> Result<Report> {
+    let context = Context::new(runs, partners, full);
     let rows = (suite.run)(&context).with_context(|| format!("suite {}", suite.name))?;
     Ok(Report { suite: suite.name.to_owned(), place: place()?, rows, missing: context.into_missing() })
 }
@@ -143,6 +148,9 @@ fn in_test_host(suite: &Suite, memory: u64, arguments: &Arguments) -> Result<Rep
         .map(str::to_owned)
         .chain([arguments.runs.to_string()])
         .collect();
+    if arguments.full {
+        argv.push("--full".to_owned());
+    }
     if let Some(folder) = &arguments.partners {
         puts.extend(folder_puts(folder)?);
         argv.extend(["--partners".to_owned(), PARTNERS.to_owned()]);

@@ -16,6 +16,8 @@ pub struct Context {
     /// A folder with executables of partners, searched before the PATH.
     #[allow(dead_code)]
     pub partners: Option<PathBuf>,
+    /// Whether everything is to be measured, however long it takes.
+    pub full: bool,
     /// Partners that were not there, in words.
     missing: RefCell<Vec<String>>,
 }
@@ -35,8 +37,8 @@ impl<'a> Contender<'a> {
 
 impl Context {
     /// A context for `runs` runs.
-    pub fn new(runs: usize, partners: Option<PathBuf>) -> Self {
-        Self { runs, partners, missing: RefCell::default() }
+    pub fn new(runs: usize, partners: Option<PathBuf>, full: bool) -> Self {
+        Self { runs, partners, full, missing: RefCell::default() }
     }
 
     /// Notes that a partner is not there; the suite goes on without it.
@@ -97,7 +99,7 @@ mod tests {
                 Ok(vec![Figure::new("count", "", count)])
             })
         };
-        let context = Context::new(2, None);
+        let context = Context::new(2, None, false);
         let rows = context.compare(vec![contender("a", false), contender("b", true), contender("c", false)]).unwrap();
         assert_eq!(*order.borrow(), "abcacac");
         assert_eq!(rows.iter().map(|row| (row.name.as_str(), row.min)).collect::<Vec<_>>(), [("a", 2.0), ("c", 2.0)]);

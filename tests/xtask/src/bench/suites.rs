@@ -1,5 +1,6 @@
 //! The suites, one file each.
 
+mod blk_native;
 mod exits;
 
 use anyhow::Result;
@@ -39,10 +40,19 @@ fn nothing() -> Result<Vec<Put>> {
 }
 
 /// Every suite there is.
-pub const SUITES: [Suite; 1] = [Suite {
-    name: "exits",
-    about: "an access to a port and to a register, answered by the core",
-    place: Place::Here,
-    puts: nothing,
-    run: exits::run,
-}];
+pub const SUITES: [Suite; 2] = [
+    Suite {
+        name: "exits",
+        about: "an access to a port and to a register, answered by the core",
+        place: Place::Here,
+        puts: nothing,
+        run: exits::run,
+    },
+    Suite {
+        name: "blk-native",
+        about: "the disk's backend alone, beside qemu-storage-daemon and fio on the file",
+        place: Place::Here,
+        puts: nothing,
+        run: blk_native::run,
+    },
+];

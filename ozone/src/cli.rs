@@ -64,6 +64,10 @@ pub struct Options {
     /// End instead of starting again when the guest resets itself. Example: --no-reboot
     #[arg(long)]
     pub no_reboot: bool,
+    /// Write when every process did what until the guest's drivers were ready, for https://ui.perfetto.dev, at the end of the
+    /// run. Example: --boot-trace boot.json
+    #[arg(long, value_name = "FILE")]
+    pub boot_trace: Option<String>,
 }
 
 /// What the command line comes to.

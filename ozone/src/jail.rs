@@ -3,6 +3,7 @@
 //! [`Plan`] is plain data; [`steps::list`] makes the straight list of steps of it, with the reason beside each;
 //! one function runs the list in the child between clone3 and execveat. A failing step is reported to the
 //! parent by its index and errno over a pipe that closes by itself when execveat succeeds.
+//! If a trace is wanted, so is every step that succeeds.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -16,6 +17,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, pipe2};
 use seccompiler::BpfProgram;
 
+use protocol::trace::now;
+
 use crate::process::Process;
 
 mod clone;
@@ -24,7 +27,7 @@ pub mod steps;
 mod sys;
 
 use limits::Limit;
-use steps::Planned;
+use steps::{Planned, Report};
 
 /// Who the child is to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub struct Plan<'a> {
     pub log: BorrowedFd<'a>,
     /// The child's end of the control channel, for descriptor 3.
     pub control: BorrowedFd<'a>,
+    /// Whether the child reports when each step was done.
+    pub trace: bool,
 }
 
 /// Why a child could not be put in its jail.
@@ -126,6 +131,8 @@ pub struct Entering {
     steps: Vec<Planned>,
     jailed: Jailed,
     status: File,
+    /// When clone3 was called, if a trace is wanted.
+    cloned: u64,
 }
 
 /// A child in its jail, running its own executable. Dropping it ends it.
@@ -135,6 +142,8 @@ pub struct Jailed {
     /// Names the process for as long as it is held (pidfd_open(2)), so that no other can be meant.
     pidfd: OwnedFd,
     status: Option<WaitStatus>,
+    /// What it did before its executable, from when until when; empty unless a trace is wanted.
+    steps: Vec<(&'static str, u64, u64)>,
 }
 
 /// How long a killed child may take to be gone. It may be waiting for a device of the host.
@@ -154,10 +163,11 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Entering, JailError> {
     }
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| JailError::Pipe { process: process(), errno })?;
     let steps = steps::list(plan);
+    let cloned = if plan.trace { now() } else { 0 };
     let (pid, pidfd) = clone::into_namespaces(steps::namespaces(plan), || steps::run(plan, &steps, writer.as_fd()))
         .map_err(|errno| JailError::Clone { process: process(), errno })?;
-    let jailed = Jailed { pid, pidfd, status: None };
-    Ok(Entering { process: process(), steps, jailed, status: File::from(reader) })
+    let jailed = Jailed { pid, pidfd, status: None, steps: Vec::new() };
+    Ok(Entering { process: process(), steps, jailed, status: File::from(reader), cloned })
 }
 
 impl Entering {
@@ -167,22 +177,27 @@ impl Entering {
     /// [`JailError::Step`] names the step that failed. The child is gone then.
     pub fn wait(mut self, patience: Duration) -> Result<Jailed, JailError> {
         let deadline = Instant::now() + patience;
-        let mut report = [0; steps::REPORT];
-        let length = loop {
+        let mut last = self.cloned;
+        loop {
             if !readable(self.status.as_fd(), deadline) {
                 return Err(JailError::Silent { process: self.process, after: patience });
             }
-            // The report is one write, so it is read whole.
-            match self.status.read(&mut report) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                other => break other.unwrap_or(0),
-            }
-        };
-        match steps::parse_report(report.get(..length).unwrap_or_default()) {
-            None => Ok(self.jailed),
-            Some((index, errno)) => {
-                let step = self.steps.get(index).map_or("an unknown step", |planned| planned.step.name());
-                Err(JailError::Step { process: self.process, step, errno })
+            // A report is one write and as long as this read, so it is read whole.
+            let mut report = [0; steps::REPORT];
+            let length = match self.status.read(&mut report) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                other => other.unwrap_or(0),
+            };
+            let Some(Report { index, errno, at }) = Report::parse(report.get(..length).unwrap_or_default()) else {
+                return Ok(self.jailed);
+            };
+            let step = match index.checked_sub(1) {
+                None => "clone3",
+                Some(index) => self.steps.get(index).map_or("an unknown step", |planned| planned.step.name()),
+            };
+            match errno {
+                Some(errno) => return Err(JailError::Step { process: self.process, step, errno }),
+                None => self.jailed.steps.push((step, std::mem::replace(&mut last, at), at)),
             }
         }
     }
@@ -192,6 +207,11 @@ impl Jailed {
     /// The process id, for messages and /proc only: signals go through the descriptor.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// What it did before its executable, from when until when; nothing unless a trace is wanted.
+    pub fn steps(&self) -> &[(&'static str, u64, u64)] {
+        &self.steps
     }
 
     /// Sends SIGKILL; to a process that has ended already that is nothing.

@@ -10,4 +10,5 @@ pub mod report;
 pub mod resources;
 pub mod spec;
 pub mod supervisor;
+pub mod trace;
 pub mod uids;

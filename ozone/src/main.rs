@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use ozone::cli::{self, Command, Options, Parsed};
 use ozone::exit::Ending;
 use ozone::report;
-use ozone::resources::{Resources, terminal};
+use ozone::resources::{self, Resources, terminal};
 use ozone::spec::{self, VmSpec, file::SpecFile};
 use ozone::supervisor::{Signals, Spawned};
+use ozone::trace::Trace;
 use ozone::uids::Uids;
 use protocol::Fault;
 
@@ -32,24 +33,39 @@ fn main() -> ExitCode {
 
 /// `ozone run`: a machine from its description to its end.
 fn run(options: &Options) -> Result<Ending, Fault> {
+    let started = protocol::trace::now();
     let spec = spec::load(options)?;
+    let trace = Trace::new(resources::trace_file(options.boot_trace.as_deref())?);
+    trace.done(started, &"resolve the machine");
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
+    let start = trace.now();
     let resources = Resources::open(&spec)?;
+    trace.done(start, &"open resources");
+    let start = trace.now();
     let uids = Uids::claim()?;
+    trace.done(start, &"claim uids");
     resources.announce(&spec);
     uids.announce();
-    loop {
-        let ending = launch(&spec, &resources, &uids, &signals).unwrap_or_else(|ending| ending);
+    let ending = loop {
+        let ending = launch(&spec, &resources, &uids, &signals, &trace).unwrap_or_else(|ending| ending);
         match ending {
             Ending::Reset if spec.reboot => report::say("the guest reset itself: starting again"),
-            ending => return Ok(ending),
+            ending => break ending,
         }
-    }
+    };
+    trace.write();
+    Ok(ending)
 }
 
 /// One incarnation of the machine: at the first start and after a reset alike.
-fn launch(spec: &VmSpec, resources: &Resources, uids: &Uids, signals: &Signals) -> Result<Ending, Ending> {
-    let spawned = Spawned::launch(spec, resources, uids, signals)?;
+fn launch(
+    spec: &VmSpec,
+    resources: &Resources,
+    uids: &Uids,
+    signals: &Signals,
+    trace: &Trace,
+) -> Result<Ending, Ending> {
+    let spawned = Spawned::launch(spec, resources, uids, signals, trace)?;
     let booting = spawned.boot()?;
     let running = booting.attach()?;
     Ok(running.supervise())

@@ -212,6 +212,24 @@ impl Executables {
     }
 }
 
+/// Opens the file of `--boot-trace`.
+///
+/// # Errors
+/// [`ResourceError`] naming the option.
+pub fn trace_file(path: Option<&str>) -> Result<Option<File>, ResourceError> {
+    let Some(path) = path else { return Ok(None) };
+    let wrong = |problem: String| ResourceError::input(format_args!("--boot-trace {}", path.escape_debug()), problem);
+    // Without O_NONBLOCK the open of a FIFO waits for a reader.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path);
+    let file = file.map_err(|error| wrong(said(&error)))?;
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(Some(file)),
+        Ok(_) => Err(wrong("is not a plain file".to_owned())),
+        Err(error) => Err(wrong(said(&error))),
+    }
+}
+
 /// Opens a kernel or an initial ramdisk. What is in it is for the jailed core to find out.
 fn open_image(path: &Given<std::path::PathBuf>) -> Result<OwnedFd, ResourceError> {
     // Without O_NONBLOCK the open of a FIFO waits for a writer.

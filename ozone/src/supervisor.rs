@@ -23,6 +23,7 @@ use crate::process::Process;
 use crate::report;
 use crate::resources::{HostDevice, ResourceError, Resources, console::Place, terminal::Terminal};
 use crate::spec::VmSpec;
+use crate::trace::Trace;
 use crate::uids::Uids;
 
 mod log_pipe;
@@ -91,6 +92,7 @@ struct Machine<'a> {
     spec: &'a VmSpec,
     resources: &'a Resources,
     processes: Processes<'a>,
+    trace: &'a Trace,
     started: Instant,
 }
 
@@ -134,6 +136,7 @@ impl<'a> Spawned<'a> {
         resources: &'a Resources,
         uids: &Uids,
         signals: &'a Signals,
+        trace: &'a Trace,
     ) -> Result<Self, Ending> {
         let backends = spec
             .devices
@@ -142,15 +145,24 @@ impl<'a> Spawned<'a> {
         // All of them at once: making namespaces takes the kernel a while, and the children do not need each other.
         let mut entering = Vec::new();
         for (place, process) in std::iter::once((0, Process::Core)).chain(backends) {
-            entering.push(enter(spec, resources, uids, place, process)?);
+            let start = trace.now();
+            let entered = enter(spec, resources, uids, trace, place, process)?;
+            trace.done(start, &format_args!("start {}", entered.0));
+            entering.push(entered);
         }
+        let start = trace.now();
         let mut children = Vec::new();
         for (process, child, link, log) in entering {
             let jailed = child.wait(JAIL_PATIENCE).map_err(SupervisorError::from)?;
             children.push(Child::new(process, jailed, link, log));
         }
+        trace.done(start, &"await jails");
+        trace.begin();
+        for child in &children {
+            child.trace(trace);
+        }
         let processes = Processes::new(children, signals);
-        Ok(Self { machine: Machine { spec, resources, processes, started: Instant::now() } })
+        Ok(Self { machine: Machine { spec, resources, processes, trace, started: Instant::now() } })
     }
 
     /// Tells the core what machine to make and every backend what to serve.
@@ -158,7 +170,8 @@ impl<'a> Spawned<'a> {
     /// # Errors
     /// The [`Ending`] this means; no process is left.
     pub fn boot(self) -> Result<Booting<'a>, Ending> {
-        let Machine { spec, resources, .. } = &self.machine;
+        let Machine { spec, resources, trace, .. } = &self.machine;
+        let begin = trace.now();
         let (serial_out, serial_in) = pipe2(OFlag::O_CLOEXEC).map_err(make("pipe", &Process::Core))?;
         let duplicate = |fd: &OwnedFd| {
             let failed = make("duplicate a descriptor", &Process::Core);
@@ -179,6 +192,7 @@ impl<'a> Spawned<'a> {
             memory: spec.memory.value,
             slots: slots.collect(),
             serial: serial_in.into(),
+            trace: trace.is_wanted(),
         };
         // ozone's copy of the write end goes with the message: the console reads the end of the serial output when the
         // core has ended.
@@ -192,10 +206,11 @@ impl<'a> Spawned<'a> {
             let (core, backend) =
                 socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
             let serial = if matches!(host, HostDevice::Console(_)) { serial.take() } else { None };
-            let start = Start { socket: backend.into(), spec: host.incarnation(serial)? };
+            let start = Start { socket: backend.into(), spec: host.incarnation(serial)?, trace: trace.is_wanted() };
             self.machine.send_backend(place, &ToBackend::Start(start))?;
             devices.push(BootingDevice::Starting(core));
         }
+        trace.done(begin, &"send first messages");
         Ok(Booting { machine: self.machine, devices })
     }
 }
@@ -205,6 +220,7 @@ fn enter(
     spec: &VmSpec,
     resources: &Resources,
     uids: &Uids,
+    trace: &Trace,
     place: u8,
     process: Process,
 ) -> Result<(Process, jail::Entering, Link, LogPipe), SupervisorError> {
@@ -217,8 +233,10 @@ fn enter(
             Channel::pair().map(|(ours, theirs)| (Link::Backend(ours), theirs)).map_err(failed)?
         }
     };
+    let start = trace.now();
     let filters =
         seccomp::launch_filters(role).map_err(|error| SupervisorError::Filter { process: process.clone(), error })?;
+    trace.done(start, &"compile filters");
     let plan = Plan {
         executable: resources.executable(&process).as_fd(),
         identity: uids.identity(place),
@@ -227,6 +245,7 @@ fn enter(
         null: resources.null.as_fd(),
         log: log_end.as_fd(),
         control: control.as_fd(),
+        trace: trace.is_wanted(),
         process,
     };
     let entering = jail::spawn(&plan)?;
@@ -244,7 +263,10 @@ impl<'a> Booting<'a> {
     /// # Errors
     /// The [`Ending`] this means; no process is left.
     pub fn attach(mut self) -> Result<Running<'a>, Ending> {
-        match self.until_running() {
+        let start = self.machine.trace.now();
+        let outcome = self.until_running();
+        self.machine.trace.done(start, &"await running");
+        match outcome {
             Ok(()) => Ok(Running { machine: self.machine }),
             Err(ending) => {
                 self.machine.end(&ending);
@@ -363,11 +385,18 @@ enum Rank {
 impl<'a> Machine<'a> {
     /// What an event means that no phase awaits: nothing, or the end.
     fn other(&mut self, event: Event, may_exit: bool) -> Result<(), Ending> {
-        match event {
+        let event = match event {
             Event::Signal(Signal::SIGWINCH) => return self.tell_size(),
             Event::Signal(Signal::SIGPWR) => return self.send_core(&ToCore::PowerButton),
-            _ => {}
-        }
+            Event::Message(
+                place,
+                Message::Core(FromCore::Trace(marks)) | Message::Backend(FromBackend::Trace(marks)),
+            ) if self.trace.is_wanted() => {
+                self.trace.told(place, &marks);
+                return Ok(());
+            }
+            event => event,
+        };
         let Some((rank, ending)) = self.meaning(event, may_exit) else { return Ok(()) };
         // A restart of the backend alone takes the place of this when a device's process is what ended.
         Err(self.settle(rank, ending, may_exit))
@@ -488,7 +517,8 @@ fn failed(fault: Fault) -> Ending {
 fn is_progress(message: &Message) -> bool {
     matches!(
         message,
-        Message::Core(FromCore::Attached { .. } | FromCore::Running) | Message::Backend(FromBackend::Ready)
+        Message::Core(FromCore::Attached { .. } | FromCore::Running | FromCore::Trace(_))
+            | Message::Backend(FromBackend::Ready | FromBackend::Trace(_))
     )
 }
 
@@ -499,6 +529,7 @@ fn kind_of(message: &Message) -> &'static str {
         Message::Core(FromCore::Lost { .. }) => "Lost",
         Message::Core(FromCore::Exited(_)) => "Exited",
         Message::Core(FromCore::Failed(_)) => "Failed",
+        Message::Core(FromCore::Trace(_)) | Message::Backend(FromBackend::Trace(_)) => "Trace",
         Message::Backend(FromBackend::Ready) => "Ready",
         Message::Backend(FromBackend::Failed(_)) => "Failed",
         Message::Backend(FromBackend::Leave) => "Leave",

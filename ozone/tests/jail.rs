@@ -129,6 +129,7 @@ fn spawn(identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailErro
         null: null.as_fd(),
         log: log_end.as_fd(),
         control: theirs.as_fd(),
+        trace: false,
     };
     let jailed = jail::spawn(&plan)?.wait(Duration::from_secs(20))?;
     Ok(Child { jailed, control, log })

@@ -59,6 +59,25 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
+    /// The most that `queues` of a device of this kind may be: request queues of a disk, queue pairs of a network interface.
+    pub fn most_queues(self) -> u16 {
+        match self {
+            Self::Blk => 16,
+            Self::Net => 8,
+            Self::Console => 1,
+        }
+    }
+
+    /// The most virtqueues that a backend of this kind may have.
+    pub fn most_virtqueues(self) -> u16 {
+        match self {
+            Self::Blk => self.most_queues(),
+            // Pairs, and the control queue.
+            Self::Net => 2 * self.most_queues() + 1,
+            Self::Console => 2,
+        }
+    }
+
     /// The virtio device id (virtio 1.2, section 5).
     pub fn virtio_id(self) -> u32 {
         match self {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::{DeviceId, DeviceKind, DeviceSpec};
 use crate::fault::Fault;
 use crate::link::Descriptor;
+use crate::trace::Mark;
 
 /// `ozone` to `vmm-core`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +21,11 @@ pub enum ToCore {
     Run,
     /// Press the guest's power button (ACPI, through the generic event device).
     PowerButton,
+    /// The device's configuration space is another now: ask its backend, and tell the guest.
+    ConfigChanged {
+        /// The device.
+        device: DeviceId,
+    },
 }
 
 /// `vmm-core` to `ozone`.
@@ -44,6 +50,8 @@ pub enum FromCore {
     Exited(Cause),
     /// The core cannot go on. The core exits after this.
     Failed(Fault),
+    /// What was done of the launch, and when; only when [`Boot::trace`] asks for it.
+    Trace(Vec<Mark>),
 }
 
 /// How a machine ended of itself.
@@ -85,6 +93,8 @@ pub enum FromBackend {
     Failed(Fault),
     /// The user typed the escape that leaves the machine (console only).
     Leave,
+    /// What was done of the launch, and when; only when [`Start::trace`] asks for it.
+    Trace(Vec<Mark>),
 }
 
 /// What a backend serves, and where.
@@ -94,6 +104,9 @@ pub struct Start {
     pub socket: Descriptor,
     /// The device.
     pub spec: DeviceSpec,
+    /// Whether [`FromBackend::Trace`] is wanted.
+    #[serde(default)]
+    pub trace: bool,
 }
 
 /// A device of the machine and the socket of its backend.
@@ -124,12 +137,17 @@ pub struct Boot {
     pub command_line: String,
     /// The vCPUs.
     pub cpus: Cpus,
+    /// What the vCPUs are.
+    pub cpu: CpuModel,
     /// The guest's memory.
     pub memory: Memory,
     /// The device slots that will be attached, with their kinds: the ACPI tables name them.
     pub slots: Vec<Slot>,
     /// The write end of the pipe that carries the serial port's output.
     pub serial: Descriptor,
+    /// Whether [`FromCore::Trace`] is wanted.
+    #[serde(default)]
+    pub trace: bool,
 }
 
 /// One occupied device slot.
@@ -173,6 +191,19 @@ pub struct Cpus {
 /// Sizes of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// Bytes, a multiple of 4096.
+    /// Bytes at boot, a multiple of 4096.
     pub size: u64,
+    /// Bytes with all that may be plugged in, at least `size`.
+    pub max: u64,
+    /// Slots for memory to be plugged in.
+    pub slots: u8,
+}
+
+/// Which processor the guest sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// All that the host's KVM supports.
+    #[default]
+    Host,
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 pub mod artifacts;
+pub mod boot_trace;
 pub mod build;
 pub mod child;
 pub mod harness;

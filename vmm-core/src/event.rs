@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::Sender;
 
+use protocol::trace::Mark;
 use protocol::{Cause, DeviceId, Fault, LinkError, ToCore};
 
 /// One thing that happened.
@@ -17,6 +18,8 @@ pub enum Event {
     End(Cause),
     /// A thread of the core cannot go on.
     Failed(Fault),
+    /// A step of the launch was done.
+    Trace(Mark),
 }
 
 /// Where threads report to.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use protocol::process::spawn;
+use protocol::trace::{Laps, Point};
 use protocol::{Boot, DeviceId, Fault};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -16,6 +17,7 @@ use crate::bus::Bus;
 use crate::event::Events;
 use crate::legacy::serial::Transmitter;
 use crate::memory::{self, Memory};
+use crate::trace::Tracer;
 use crate::vcpu::{self, Buses, Gate};
 use crate::virtio::device::Device;
 use crate::virtio::mmio::{MmioTransport, Wiring};
@@ -39,9 +41,12 @@ impl Machine {
     ///
     /// # Errors
     /// An input fault when the kernel or the initial ramdisk is at fault, else a host fault.
-    pub fn build(boot: Boot, events: &Events) -> Result<Self, Fault> {
+    pub fn build(boot: Boot, events: &Events, laps: &mut Laps) -> Result<Self, Fault> {
+        let tracer = Tracer::new(boot.trace, events);
         let memory = memory::create(boot.memory.size)?;
+        laps.done(Point::Memory);
         let entry = arch::load(&boot, &memory)?;
+        laps.done(Point::Kernel);
 
         let kvm = crate::kvm::from_descriptor(boot.kvm.into_fd());
         let supported = arch::supported_cpuid(&kvm)?;
@@ -49,6 +54,7 @@ impl Machine {
         let vm = Arc::new(vm);
         arch::prepare_vm(&vm)?;
         memory::give_to(&vm, &memory)?;
+        laps.done(Point::Machine);
 
         let transmitter = Transmitter::default();
         let draining = transmitter.clone();
@@ -68,19 +74,23 @@ impl Machine {
                 .map_err(|error| Fault::host(format!("KVM_IRQFD of device '{}': {error}", slot.device)))?;
             let (device, commands) = Device::new(slot.device.clone(), slot.kind, config_interrupt);
             let device = Arc::new(device);
-            let attendant = Attendant::new(device.clone(), vm.clone(), memory.clone(), wiring, events.clone());
+            let attendant =
+                Attendant::new(device.clone(), vm.clone(), memory.clone(), wiring, events.clone(), tracer.clone());
             spawn(&format!("{}/{}", slot.kind.role(), slot.device), move || attendant.serve(&commands))?;
-            let transport = MmioTransport::new(device.clone(), events.clone());
+            let transport = MmioTransport::new(device.clone(), events.clone(), tracer.clone());
             mmio.insert(address..address + layout::VIRTIO_MMIO_SIZE, Arc::new(transport));
             devices.insert(slot.device.clone(), device);
         }
+
+        laps.done(Point::Devices);
 
         let gate = Arc::new(Gate::default());
         let buses = Arc::new(Buses { ports: platform.ports, mmio });
         for index in 0..boot.cpus.boot {
             let vcpu = create_vcpu(&vm, index, boot.cpus.boot, &supported, &memory, entry)?;
-            vcpu::spawn(index, vcpu, buses.clone(), gate.clone(), events.clone())?;
+            vcpu::spawn(index, vcpu, buses.clone(), gate.clone(), events.clone(), tracer.clone())?;
         }
+        laps.done(Point::Processors);
         let waiting = devices.len();
         Ok(Self { devices, waiting, gate, power_button: platform.power_button, transmitter, _memory: memory, _vm: vm })
     }

@@ -11,6 +11,7 @@ mod kvm;
 mod legacy;
 mod machine;
 mod memory;
+mod trace;
 mod vcpu;
 mod virtio;
 
@@ -21,11 +22,13 @@ use std::sync::mpsc::{Receiver, channel};
 use event::Event;
 use machine::Machine;
 use nix::sys::signal::Signal;
+use protocol::trace::{Laps, Point};
 use protocol::{Boot, Cause, Channel, Fault, FromCore, LinkError, ToCore};
 
 type Control = Arc<Channel<FromCore, ToCore>>;
 
 fn main() -> ExitCode {
+    let entered = protocol::trace::now();
     if let Err(error) = protocol::process::enter(Signal::SIGKILL) {
         eprintln!("vmm-core: prctl: {error}");
         return ExitCode::FAILURE;
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let last_word = match run(&control) {
+    let last_word = match run(&control, entered) {
         Ok(cause) => FromCore::Exited(cause),
         Err(fault) => FromCore::Failed(fault),
     };
@@ -49,11 +52,13 @@ fn main() -> ExitCode {
 }
 
 /// One machine, from its first message to its end.
-fn run(control: &Control) -> Result<Cause, Fault> {
+fn run(control: &Control, entered: u64) -> Result<Cause, Fault> {
     let boot = receive_boot(control)?;
+    let mut laps = Laps::new(boot.trace, entered);
+    laps.done(Point::Told);
     let (events, received) = channel();
     // Never dropped: the vCPUs run on in its memory until the process exits.
-    let machine = Box::leak(Box::new(Machine::build(boot, &events)?));
+    let machine = Box::leak(Box::new(Machine::build(boot, &events, &mut laps)?));
     let reader = control.clone();
     protocol::process::spawn("control", move || {
         loop {
@@ -64,7 +69,7 @@ fn run(control: &Control) -> Result<Cause, Fault> {
             }
         }
     })?;
-    serve(control, machine, &received)
+    serve(control, machine, &received, laps)
 }
 
 fn receive_boot(control: &Control) -> Result<Boot, Fault> {
@@ -76,9 +81,9 @@ fn receive_boot(control: &Control) -> Result<Boot, Fault> {
 }
 
 /// Answers `ozone` and watches over the threads until the machine ends.
-fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>) -> Result<Cause, Fault> {
+fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, laps: Laps) -> Result<Cause, Fault> {
+    let mut laps = Some(laps);
     let mut asked_to_run = false;
-    let mut running = false;
     loop {
         let event = events.recv().map_err(|_| Fault::internal("every thread of the core has ended"))?;
         match event {
@@ -95,6 +100,7 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>) -> 
                 machine.attached();
             }
             Event::Lost(device, reason) => tell(control, &FromCore::Lost { device, reason })?,
+            Event::Trace(mark) => tell(control, &FromCore::Trace(vec![mark]))?,
             Event::End(cause) => {
                 machine.flush_serial();
                 return Ok(cause);
@@ -104,12 +110,19 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>) -> 
                 return Err(fault);
             }
         }
-        if asked_to_run && !running && machine.is_complete() {
+        if asked_to_run
+            && machine.is_complete()
+            && let Some(mut laps) = laps.take()
+        {
+            laps.done(Point::Attached);
             // Every thread exists and every descriptor is made: from here on nothing new can be obtained.
             seccomp::install_run(seccomp::Role::Core).map_err(|error| Fault::host(error.to_string()))?;
+            laps.done(Point::Filter);
             tell(control, &FromCore::Running)?;
             machine.start();
-            running = true;
+            if let Some(marks) = laps.finish() {
+                tell(control, &FromCore::Trace(marks))?;
+            }
         }
     }
 }

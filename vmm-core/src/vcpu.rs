@@ -4,10 +4,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use protocol::process;
+use protocol::trace::Point;
 use protocol::{Cause, Fault};
 
 use crate::bus::Bus;
 use crate::event::{Event, Events};
+use crate::trace::Tracer;
 
 /// The barrier that vCPU threads wait at. Unlike [`std::sync::Barrier`] the one that opens it does not wait.
 #[derive(Default)]
@@ -41,9 +43,19 @@ pub struct Buses {
 ///
 /// # Errors
 /// A host fault when there is no room for a thread.
-pub fn spawn(index: u8, vcpu: VcpuFd, buses: Arc<Buses>, gate: Arc<Gate>, events: Events) -> Result<(), Fault> {
+pub fn spawn(
+    index: u8,
+    vcpu: VcpuFd,
+    buses: Arc<Buses>,
+    gate: Arc<Gate>,
+    events: Events,
+    tracer: Tracer,
+) -> Result<(), Fault> {
     let run = move || {
         gate.pass();
+        if index == 0 {
+            tracer.reached(|| Point::FirstInstruction);
+        }
         let end = run(index, vcpu, &buses);
         // A receiver that is gone means that the machine is ending already.
         let _ = events.send(end);

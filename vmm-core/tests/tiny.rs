@@ -13,7 +13,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use ozone_tests::payload::Code;
-use protocol::{Boot, Cause, Channel, Cpus, Fault, FaultKind, FromCore, LinkError, Machine, Memory, ToCore};
+use protocol::{Boot, Cause, Channel, CpuModel, Cpus, Fault, FaultKind, FromCore, LinkError, Machine, Memory, ToCore};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -51,9 +51,11 @@ impl Core {
             initrd: initrd.map(|bytes| memfd(bytes).into()),
             command_line: command_line.into(),
             cpus: Cpus { boot: cpus, max: cpus },
-            memory: Memory { size: memory },
+            cpu: CpuModel::Host,
+            memory: Memory { size: memory, max: memory, slots: 0 },
             slots: vec![],
             serial: writer.into(),
+            trace: false,
         };
         let core = Self { control, serial: serial.into(), process: process.unwrap() };
         core.control.send(&ToCore::Boot(boot)).unwrap();

@@ -375,7 +375,7 @@ fn an_unexpected_message_ends_it() {
     console
         .backend
         .control
-        .send(&ToBackend::Start(protocol::Start { socket, spec: DeviceSpec::Console(spec) }))
+        .send(&ToBackend::Start(protocol::Start { socket, spec: DeviceSpec::Console(spec), trace: false }))
         .unwrap();
     assert!(matches!(console.backend.message(), FromBackend::Failed(fault) if fault.kind == FaultKind::Internal));
     assert_eq!(console.backend.exit().code(), Some(1));

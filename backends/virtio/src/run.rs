@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
+use protocol::trace::{Laps, Point, now};
 use protocol::{Channel, DeviceSpec, Fault, FromBackend, LinkError, ToBackend};
 use seccomp::Role;
 
@@ -31,6 +32,7 @@ pub fn run<D: Device>(
     on_parent_death: Signal,
     open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
 ) -> ExitCode {
+    let entered = now();
     allocator::one_heap();
     protocol::log::install();
     if let Err(error) = protocol::process::enter(on_parent_death) {
@@ -44,7 +46,7 @@ pub fn run<D: Device>(
             return ExitCode::FAILURE;
         }
     };
-    match backend(role, &control, open) {
+    match backend(role, &control, open, entered) {
         Ok(reason) => {
             log::info!("{role} ends: {reason}");
             ExitCode::SUCCESS
@@ -64,6 +66,7 @@ fn backend<D: Device>(
     role: Role,
     control: &Control,
     open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
+    entered: u64,
 ) -> Result<String, Fault> {
     let start = match control.receive() {
         Ok(ToBackend::Start(start)) => start,
@@ -71,11 +74,14 @@ fn backend<D: Device>(
         Err(LinkError::Closed) => return Ok("ozone has gone".into()),
         Err(error) => return Err(Fault::internal(error.to_string())),
     };
+    let mut laps = Laps::new(start.trace, entered);
+    laps.done(Point::Told);
     let (outbox, errands, wake) = Outbox::new().map_err(|errno| Fault::host(format!("make an eventfd: {errno}")))?;
     let Opened { device, queues } = open(start.spec, &outbox)?;
+    laps.done(Point::Open);
     let device = Arc::new(device);
     let socket = UnixStream::from(start.socket.into_fd());
-    let outcome = serve(role, control, &device, queues, socket, &Errands { outbox, errands, wake });
+    let outcome = serve(role, control, &device, queues, socket, &Errands { outbox, errands, wake }, laps);
     device.close();
     outcome
 }
@@ -95,6 +101,7 @@ fn serve<D: Device>(
     queues: Vec<Box<dyn QueueHandler>>,
     socket: UnixStream,
     errands: &Errands,
+    mut laps: Laps,
 ) -> Result<String, Fault> {
     // Every thread has to exist before the run filter: there is no clone(2) in it.
     let workers = (0..).zip(queues).map(|(index, handler)| Worker::spawn(&format!("queue-{index}"), handler));
@@ -108,10 +115,14 @@ fn serve<D: Device>(
         }
     };
     threads::start("vhost-user", thread)?;
+    laps.done(Point::Threads);
 
     seccomp::install_run(role).map_err(|error| Fault::host(error.to_string()))?;
+    laps.done(Point::Filter);
     let _ = go.send(());
-    match control.send(&FromBackend::Ready) {
+    let trace = laps.finish().map(FromBackend::Trace);
+    let sent = control.send(&FromBackend::Ready).and_then(|()| trace.map_or(Ok(()), |trace| control.send(&trace)));
+    match sent {
         Ok(()) => {}
         Err(LinkError::Closed) => return Ok("ozone has gone".into()),
         Err(error) => return Err(Fault::internal(error.to_string())),

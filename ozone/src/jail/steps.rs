@@ -14,6 +14,7 @@ use nix::sys::resource::setrlimit;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{self, Gid, Uid};
+use protocol::trace::now;
 use seccompiler::BpfProgram;
 
 use super::limits::Limit;
@@ -22,8 +23,8 @@ use super::{Identity, Plan, sys};
 /// The uid and gid that a child of an ordinary user has inside its user namespace ("nobody").
 pub const INSIDE: u32 = 65534;
 
-/// The length of a failure report: the step's index and the errno.
-pub(super) const REPORT: usize = 8;
+/// The length of a [`Report`]: three numbers.
+pub(super) const REPORT: usize = 24;
 
 /// Where the executable and the status pipe are once the descriptors are placed; 0 to 3 are the child's own.
 const EXECUTABLE: RawFd = 4;
@@ -208,28 +209,60 @@ pub fn list(plan: &Plan<'_>) -> Vec<Planned> {
 /// Runs the steps in the child and becomes the executable. Does not return.
 pub(super) fn run(plan: &Plan<'_>, steps: &[Planned], status: BorrowedFd<'_>) -> Infallible {
     let mut status = status;
-    for (index, planned) in steps.iter().enumerate() {
-        if let Err(errno) = perform(&planned.step, plan, status) {
-            let mut report = [0; REPORT];
-            let (first, second) = report.split_at_mut(REPORT / 2);
-            first.copy_from_slice(&u32::try_from(index).unwrap_or(u32::MAX).to_ne_bytes());
-            second.copy_from_slice(&(errno as i32).to_ne_bytes());
-            let _ = unistd::write(status, &report);
-            break;
-        }
-        if matches!(planned.step, Step::Descriptors) {
+    let report = |index, errno, status| {
+        let report = Report { index, errno, at: if plan.trace { now() } else { 0 } };
+        let _ = unistd::write(status, &report.to_bytes());
+    };
+    if plan.trace {
+        report(0, None, status);
+    }
+    for (index, planned) in (1..).zip(steps) {
+        let outcome = perform(&planned.step, plan, status);
+        if outcome.is_ok() && matches!(planned.step, Step::Descriptors) {
             status = sys::placed(STATUS);
+        }
+        match outcome {
+            Ok(()) if !plan.trace => {}
+            Ok(()) => report(index, None, status),
+            Err(errno) => {
+                report(index, Some(errno), status);
+                break;
+            }
         }
     }
     sys::exit_at_once()
 }
 
-/// The step's index and errno of a report, if it is one.
-pub(super) fn parse_report(report: &[u8]) -> Option<(usize, Errno)> {
-    let (index, errno) = report.split_at_checked(REPORT / 2)?;
-    let index = u32::from_ne_bytes(index.try_into().ok()?);
-    let errno = i32::from_ne_bytes(errno.try_into().ok()?);
-    Some((usize::try_from(index).ok()?, Errno::from_raw(errno)))
+/// What the child tells about a step.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    /// The step's place in the list, from 1; 0 is its birth.
+    pub index: usize,
+    /// Why it failed; without it the step is done, which is told if a trace is wanted.
+    pub errno: Option<Errno>,
+    /// When, if a trace is wanted.
+    pub at: u64,
+}
+
+impl Report {
+    fn to_bytes(&self) -> [u8; REPORT] {
+        let mut bytes = [0; REPORT];
+        let numbers = [u64::try_from(self.index).unwrap_or(u64::MAX), self.errno.map_or(0, |it| it as u64), self.at];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// A report from its bytes, if they are one.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; REPORT] = bytes.try_into().ok()?;
+        let mut numbers = bytes.chunks_exact(8).filter_map(|it| Some(u64::from_ne_bytes(it.try_into().ok()?)));
+        let index = usize::try_from(numbers.next()?).ok()?;
+        let errno = i32::try_from(numbers.next()?).ok()?;
+        let errno = (errno != 0).then(|| Errno::from_raw(errno));
+        Some(Self { index, errno, at: numbers.next()? })
+    }
 }
 
 fn perform(step: &Step, plan: &Plan<'_>, status: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -319,6 +352,7 @@ mod tests {
             null: null.as_fd(),
             log: null.as_fd(),
             control: null.as_fd(),
+            trace: false,
         };
         let steps = list(&plan);
         assert!(steps.iter().all(|planned| planned.reason.len() > 8));
@@ -364,10 +398,13 @@ mod tests {
 
     #[test]
     fn a_report_reads_back() {
-        let mut report = 7u32.to_ne_bytes().to_vec();
-        report.extend_from_slice(&libc::EINVAL.to_ne_bytes());
-        assert_eq!(parse_report(&report), Some((7, Errno::EINVAL)));
-        assert_eq!(parse_report(&[]), None);
-        assert_eq!(parse_report(&report[..5]), None);
+        for report in
+            [Report { index: 7, errno: Some(Errno::EINVAL), at: 0 }, Report { index: 0, errno: None, at: u64::MAX }]
+        {
+            let bytes = report.to_bytes();
+            assert_eq!(Report::parse(&bytes), Some(report));
+            assert_eq!(Report::parse(&bytes[..8]), None);
+        }
+        assert_eq!(Report::parse(&[]), None);
     }
 }

@@ -14,6 +14,7 @@ use crate::exit::Death;
 use crate::jail::Jailed;
 use crate::process::Process;
 use crate::report;
+use crate::trace::Trace;
 
 /// How long a child that has closed its channel may take to end.
 const CLOSED_PATIENCE: Duration = Duration::from_secs(2);
@@ -76,6 +77,11 @@ impl Child {
     /// Puts the parts of a child together.
     pub fn new(process: Process, jailed: Jailed, link: Link, log: LogPipe) -> Self {
         Self { process, jailed, link: Some(link), log, closed: None, ended: false }
+    }
+
+    /// Adds its way through the jail to a trace.
+    pub fn trace(&self, trace: &Trace) {
+        trace.jailed(self.jailed.pid(), &self.process, self.jailed.steps());
     }
 }
 

@@ -10,6 +10,7 @@ mod jail;
 mod lifecycle;
 mod net;
 mod the_host;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         &jail::TESTS,
         &input::TESTS,
         &cost::TESTS,
+        &trace::TESTS,
     ]
     .concat();
     harness::main(&tests)

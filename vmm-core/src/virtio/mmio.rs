@@ -1,14 +1,16 @@
 //! virtio over MMIO, version 2 (virtio 1.2, section 4.2.2): the registers, and nothing of any device kind.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use protocol::Fault;
+use protocol::trace::Point;
 
 use super::device::{Activation, Device, QueueEvents};
 use super::state::{QUEUE_SIZE, QueueState, TransportState, VERSION_1, status};
 use crate::bus::BusDevice;
 use crate::event::{Event, Events};
+use crate::trace::Tracer;
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -83,12 +85,14 @@ pub struct MmioTransport {
     device: Arc<Device>,
     state: Mutex<TransportState>,
     events: Events,
+    tracer: Tracer,
+    traced: Once,
 }
 
 impl MmioTransport {
     /// A transport in front of `device`.
-    pub fn new(device: Arc<Device>, events: Events) -> Self {
-        Self { device, state: Mutex::new(TransportState::new(0)), events }
+    pub fn new(device: Arc<Device>, events: Events, tracer: Tracer) -> Self {
+        Self { device, state: Mutex::new(TransportState::new(0)), events, tracer, traced: Once::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, TransportState> {
@@ -203,6 +207,8 @@ impl MmioTransport {
         let start = next & ready == ready && state.status & status::DRIVER_OK == 0;
         state.status = next;
         if start {
+            // Of all that a guest may repeat, the first is told.
+            self.traced.call_once(|| self.tracer.reached(|| Point::DriverOk(self.device.id.clone())));
             self.device.start(Activation { features: state.driver_features, queues: state.queues.clone() });
         }
     }
@@ -306,7 +312,12 @@ mod tests {
             device.offer.set(Offer { features: FEATURES, config: vec![1, 2, 3, 4, 5], queues }).unwrap();
             let (events, received) = channel();
             let device = Arc::new(device);
-            Self { transport: MmioTransport::new(device.clone(), events), device, commands, _events: received }
+            Self {
+                transport: MmioTransport::new(device.clone(), events.clone(), Tracer::new(false, &events)),
+                device,
+                commands,
+                _events: received,
+            }
         }
 
         fn read(&self, offset: u64) -> u32 {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use kvm_ioctls::VmFd;
+use protocol::trace::Point;
 use protocol::{DeviceKind, Fault};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -23,6 +24,7 @@ use super::mmio::Wiring;
 use super::state::{QUEUE_SIZE, QueueState, VERSION_1};
 use crate::event::{Event, Events};
 use crate::memory::Memory;
+use crate::trace::Tracer;
 
 /// The most queues a backend may have: 8 pairs of a network interface and its control queue.
 const MOST_QUEUES: u64 = 17;
@@ -67,21 +69,35 @@ pub struct Attendant {
     memory: Memory,
     wiring: Wiring,
     events: Events,
+    tracer: Tracer,
     backend: Option<Frontend>,
     running: Vec<usize>,
 }
 
 impl Attendant {
     /// An attendant without a backend.
-    pub fn new(device: Arc<Device>, vm: Arc<VmFd>, memory: Memory, wiring: Wiring, events: Events) -> Self {
-        Self { device, vm, memory, wiring, events, backend: None, running: Vec::new() }
+    pub fn new(
+        device: Arc<Device>,
+        vm: Arc<VmFd>,
+        memory: Memory,
+        wiring: Wiring,
+        events: Events,
+        tracer: Tracer,
+    ) -> Self {
+        Self { device, vm, memory, wiring, events, tracer, backend: None, running: Vec::new() }
     }
 
     /// Serves commands until the device is gone.
     pub fn serve(mut self, commands: &Receiver<Command>) {
         for command in commands {
             let outcome = match command {
-                Command::Attach(socket) => self.attach(socket).map(|()| Some(Event::Attached(self.device.id.clone()))),
+                Command::Attach(socket) => {
+                    let start = self.tracer.now();
+                    self.attach(socket).map(|()| {
+                        self.tracer.done(start, || Point::Handshake(self.device.id.clone()));
+                        Some(Event::Attached(self.device.id.clone()))
+                    })
+                }
                 Command::Start(activation) => self.start(&activation).map(|()| None),
                 Command::Stop(stopped) => {
                     let outcome = self.stop();

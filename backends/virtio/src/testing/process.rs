@@ -96,7 +96,7 @@ impl Backend {
             }
         });
         let (ours, socket) = UnixStream::pair().unwrap();
-        let start = Start { socket: std::os::fd::OwnedFd::from(socket).into(), spec };
+        let start = Start { socket: std::os::fd::OwnedFd::from(socket).into(), spec, trace: false };
         control.send(&ToBackend::Start(start)).unwrap();
         (Self { child, control, alive: Some(alive) }, ours)
     }

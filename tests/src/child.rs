@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
@@ -28,6 +29,15 @@ pub fn spawn(command: &mut Command, inherited: Vec<OwnedFd>) -> io::Result<Child
             }
             Ok(())
         });
+    }
+    command.spawn()
+}
+
+/// Starts `command` in new namespaces of its own.
+pub fn spawn_into(command: &mut Command, namespaces: CloneFlags) -> io::Result<Child> {
+    // SAFETY: between fork and exec only unshare is called: a system call without locks or allocation.
+    unsafe {
+        command.pre_exec(move || Ok(unshare(namespaces)?));
     }
     command.spawn()
 }

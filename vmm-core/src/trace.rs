@@ -21,14 +21,21 @@ impl Tracer {
 
     /// `point` was begun at `start` and is done. Never waits.
     pub fn done(&self, start: u64, point: impl FnOnce() -> Point) {
-        if let Some(events) = &self.0 {
-            // A receiver that is gone means that the machine is ending.
-            let _ = events.send(Event::Trace(Mark { point: point(), start, end: now() }));
-        }
+        self.tell(|| Mark { point: point(), start, end: now() });
     }
 
-    /// `point` has just come about.
+    /// `point` has just come about. Never waits.
     pub fn reached(&self, point: impl FnOnce() -> Point) {
-        self.done(self.now(), point);
+        self.tell(|| {
+            let now = now();
+            Mark { point: point(), start: now, end: now }
+        });
+    }
+
+    fn tell(&self, mark: impl FnOnce() -> Mark) {
+        if let Some(events) = &self.0 {
+            // A receiver that is gone means that the machine is ending.
+            let _ = events.send(Event::Trace(mark()));
+        }
     }
 }

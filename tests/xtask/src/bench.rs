@@ -4,6 +4,7 @@ mod compare;
 mod docs;
 mod noise;
 mod plot;
+mod processor_time;
 mod row;
 mod stats;
 mod suites;
@@ -87,7 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         return publish(arguments, &serde_json::from_slice::<Vec<Report>>(&text)?).map(|()| 0);
     }
     if arguments.suites.is_empty() {
-        for suite in &SUITES {
+        for suite in SUITES {
             println!("{:12} {}", suite.name, suite.about);
         }
         return Ok(0);

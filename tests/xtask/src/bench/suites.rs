@@ -2,6 +2,7 @@
 
 mod blk_native;
 mod exits;
+mod launch;
 
 use anyhow::Result;
 use ozone_tests::host::Put;
@@ -40,13 +41,20 @@ fn nothing() -> Result<Vec<Put>> {
 }
 
 /// Every suite there is.
-pub const SUITES: [Suite; 2] = [
+pub const SUITES: &[Suite] = &[
     Suite {
         name: "exits",
         about: "an access to a port and to a register, answered by the core",
         place: Place::Here,
         puts: nothing,
         run: exits::run,
+    },
+    Suite {
+        name: "launch",
+        about: "from the exec of ozone to the first instruction of a guest, step by step",
+        place: Place::Here,
+        puts: nothing,
+        run: launch::run,
     },
     Suite {
         name: "blk-native",

@@ -16,9 +16,9 @@ use protocol::Fault;
 
 use crate::descriptor::{Call, Wake};
 use crate::device::{Next, QueueHandler};
-use crate::rare::Rare;
 use crate::ring::{Ring, RingError};
 use crate::threads;
+use protocol::log::Rare;
 
 /// How long a stop waits before it looks whether the thread hangs in a call.
 const PATIENCE: Duration = Duration::from_millis(100);

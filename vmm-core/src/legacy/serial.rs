@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use protocol::log::Rare;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -38,6 +39,7 @@ impl Transmitter {
 
     /// Writes to `pipe` whatever the guest sends, until the pipe has no reader any more. Runs on a thread of its own.
     pub fn drain(&self, mut pipe: File) {
+        let mut overflows = Rare::default();
         loop {
             let (chunk, lost) = {
                 let mut ring = self.ring();
@@ -50,8 +52,10 @@ impl Transmitter {
                 let chunk: Vec<u8> = ring.bytes.drain(..).collect();
                 (chunk, std::mem::take(&mut ring.lost))
             };
-            if lost > 0 {
-                log::warn!("serial port: {lost} bytes were lost, nobody read them in time");
+            if lost > 0
+                && let Some(times) = overflows.again()
+            {
+                log::warn!("serial port: {lost} bytes were lost, nobody read them in time ({times} times)");
             }
             if pipe.write_all(&chunk).is_err() {
                 log::warn!("serial port: nobody reads its output any more");

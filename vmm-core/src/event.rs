@@ -1,5 +1,6 @@
 //! What the core's main thread waits for: one queue, fed by every other thread.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use protocol::trace::Mark;
@@ -14,6 +15,8 @@ pub enum Event {
     Attached(DeviceId),
     /// A device's backend broke the protocol, went away or missed a deadline.
     Lost(DeviceId, String),
+    /// Something was asked of a backend: its time runs.
+    Conversation,
     /// The machine ended by the guest's doing.
     End(Cause),
     /// A thread of the core cannot go on.
@@ -24,3 +27,24 @@ pub enum Event {
 
 /// Where threads report to.
 pub type Events = Sender<Event>;
+
+/// Tells once that the guest ended the machine: what it does after that means nothing, however often it does it.
+pub struct Ending {
+    events: Events,
+    told: AtomicBool,
+}
+
+impl Ending {
+    /// Reports to `events`.
+    pub fn new(events: Events) -> Self {
+        Self { events, told: AtomicBool::new(false) }
+    }
+
+    /// The machine has ended.
+    pub fn tell(&self, cause: Cause) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            // A receiver that is gone means that the machine is ending already.
+            let _ = self.events.send(Event::End(cause));
+        }
+    }
+}

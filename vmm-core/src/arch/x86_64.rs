@@ -17,7 +17,7 @@ use protocol::Fault;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::Bus;
-use crate::event::Events;
+use crate::event::{Ending, Events};
 use crate::legacy::i8042::I8042;
 use crate::legacy::panic::PanicPort;
 use crate::legacy::power::PowerPort;
@@ -54,10 +54,11 @@ pub fn prepare_vm(vm: &VmFd) -> Result<(), Fault> {
 /// A host fault when an interrupt cannot be wired.
 pub fn attach_platform(vm: &VmFd, events: &Events, transmitter: Transmitter) -> Result<Platform, Fault> {
     let mut ports = Bus::default();
+    let ending = Arc::new(Ending::new(events.clone()));
     ports.insert(layout::COM1, Arc::new(SerialPort::new(interrupt(vm, layout::COM1_GSI)?, transmitter)));
-    ports.insert(layout::I8042, Arc::new(I8042::new(interrupt(vm, layout::I8042_GSI)?, events.clone())));
-    ports.insert(layout::PVPANIC, Arc::new(PanicPort::new(events.clone())));
-    ports.insert(layout::POWER, Arc::new(PowerPort::new(events.clone())));
+    ports.insert(layout::I8042, Arc::new(I8042::new(interrupt(vm, layout::I8042_GSI)?, ending.clone())));
+    ports.insert(layout::PVPANIC, Arc::new(PanicPort::new(ending.clone())));
+    ports.insert(layout::POWER, Arc::new(PowerPort::new(ending)));
     Ok(Platform { ports, power_button: interrupt(vm, layout::EVENT_DEVICE_GSI)? })
 }
 

@@ -3,13 +3,13 @@
 //! Guests probe the controller with commands and wait half a second for each missing answer, so the answers are here.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::Cause;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
-use crate::event::{Event, Events};
+use crate::event::Ending;
 
 const DATA: u64 = 0;
 const COMMAND: u64 = 4;
@@ -40,15 +40,15 @@ struct State {
 pub struct I8042 {
     state: Mutex<State>,
     interrupt: EventFd,
-    events: Events,
+    ending: Arc<Ending>,
 }
 
 impl I8042 {
-    /// Interrupts through `interrupt`, reports a reset to `events`.
-    pub fn new(interrupt: EventFd, events: Events) -> Self {
+    /// Interrupts through `interrupt`, reports a reset to `ending`.
+    pub fn new(interrupt: EventFd, ending: Arc<Ending>) -> Self {
         let control = CONTROL_SYSTEM | CONTROL_AUX_OFF;
         let state = State { control, pending: None, last_was_command: false, output: VecDeque::new() };
-        Self { state: Mutex::new(state), interrupt, events }
+        Self { state: Mutex::new(state), interrupt, ending }
     }
 
     fn answer(&self, state: &mut State, bytes: &[u8], from_keyboard: bool) {
@@ -96,7 +96,7 @@ impl I8042 {
     }
 
     fn reset(&self) {
-        let _ = self.events.send(Event::End(Cause::Reset));
+        self.ending.tell(Cause::Reset);
     }
 }
 
@@ -145,11 +145,15 @@ impl BusDevice for I8042 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Event;
     use std::sync::mpsc::{self, Receiver};
 
     fn controller() -> (I8042, Receiver<Event>) {
         let (events, received) = mpsc::channel();
-        (I8042::new(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap(), events), received)
+        (
+            I8042::new(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap(), Arc::new(Ending::new(events))),
+            received,
+        )
     }
 
     fn read(controller: &I8042, offset: u64) -> u8 {

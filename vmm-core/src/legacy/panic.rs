@@ -1,22 +1,24 @@
 //! The pvpanic device (QEMU docs/specs/pvpanic.rst): a guest kernel's last word before it halts.
 
+use std::sync::Arc;
+
 use protocol::Cause;
 
 use crate::bus::BusDevice;
-use crate::event::{Event, Events};
+use crate::event::Ending;
 
 /// Bit 0: the guest panicked. It is also the one event that this device says it supports.
 const PANICKED: u8 = 1;
 
 /// The one-byte port.
 pub struct PanicPort {
-    events: Events,
+    ending: Arc<Ending>,
 }
 
 impl PanicPort {
-    /// Reports to `events`.
-    pub fn new(events: Events) -> Self {
-        Self { events }
+    /// Reports to `ending`.
+    pub fn new(ending: Arc<Ending>) -> Self {
+        Self { ending }
     }
 }
 
@@ -30,7 +32,7 @@ impl BusDevice for PanicPort {
 
     fn write(&self, _: u64, data: &[u8]) {
         if data.first().is_some_and(|value| value & PANICKED != 0) {
-            let _ = self.events.send(Event::End(Cause::Panic));
+            self.ending.tell(Cause::Panic);
         }
     }
 }

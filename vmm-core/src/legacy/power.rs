@@ -1,9 +1,11 @@
 //! The sleep and reset registers of hardware-reduced ACPI (ACPI 6.5, sections 4.8.3.6 and 4.8.3.7).
 
+use std::sync::Arc;
+
 use protocol::Cause;
 
 use crate::bus::BusDevice;
-use crate::event::{Event, Events};
+use crate::event::Ending;
 
 /// Offset of the sleep control register.
 pub const SLEEP_CONTROL: u64 = 0;
@@ -22,13 +24,13 @@ const SLEEP_TYPE_MASK: u8 = 7;
 
 /// The three registers.
 pub struct PowerPort {
-    events: Events,
+    ending: Arc<Ending>,
 }
 
 impl PowerPort {
-    /// Reports to `events`.
-    pub fn new(events: Events) -> Self {
-        Self { events }
+    /// Reports to `ending`.
+    pub fn new(ending: Arc<Ending>) -> Self {
+        Self { ending }
     }
 }
 
@@ -47,23 +49,27 @@ impl BusDevice for PowerPort {
             RESET if value == RESET_VALUE => Cause::Reset,
             _ => return,
         };
-        // A receiver that is gone means that the machine is ending already.
-        let _ = self.events.send(Event::End(cause));
+        self.ending.tell(cause);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Event;
     use std::sync::mpsc;
 
     fn ends(offset: u64, value: u8) -> Option<Cause> {
         let (events, received) = mpsc::channel();
-        PowerPort::new(events).write(offset, &[value]);
-        received.try_recv().ok().map(|event| match event {
+        let port = PowerPort::new(Arc::new(Ending::new(events)));
+        port.write(offset, &[value]);
+        port.write(offset, &[value]);
+        let first = received.try_recv().ok().map(|event| match event {
             Event::End(cause) => cause,
             other => panic!("{other:?}"),
-        })
+        });
+        assert!(received.try_recv().is_err(), "an end is told once");
+        first
     }
 
     #[test]

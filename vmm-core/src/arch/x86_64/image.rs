@@ -104,6 +104,7 @@ fn check_bzimage(reader: &Reader<'_>) -> Result<(), Fault> {
 
 /// ELF-64: every segment and the section headers, which linkers write last, are in the file.
 fn check_elf(reader: &Reader<'_>) -> Result<(), Fault> {
+    const ELF_HEADER: u64 = 64;
     const PROGRAM_HEADER: u64 = 56;
     const SECTION_HEADER: u64 = 64;
     const MACHINE_X86_64: u16 = 62;
@@ -111,6 +112,9 @@ fn check_elf(reader: &Reader<'_>) -> Result<(), Fault> {
     const NOTE: u32 = 4;
     if reader.bytes::<2>(4)? != [2, 1] || reader.u16(18)? != MACHINE_X86_64 {
         return Err(input("is an ELF file, but not of 64-bit x86"));
+    }
+    if u64::from(reader.u16(54)?) != PROGRAM_HEADER || reader.u64(32)? < ELF_HEADER {
+        return Err(input("is an ELF file whose program headers have no valid size or place"));
     }
     let (programs, sections) = (reader.u64(32)?, reader.u64(40)?);
     let (program_count, section_count) = (u64::from(reader.u16(56)?), u64::from(reader.u16(60)?));
@@ -212,7 +216,9 @@ mod tests {
         nothing[64] = 6;
         let mut far = elf();
         far[32..40].copy_from_slice(&(u64::MAX - 4).to_le_bytes());
-        for bytes in [overflowing, low, wrapping, nothing, far, vec![b'x'; 8192]] {
+        let mut odd = elf();
+        odd[54] = 57;
+        for bytes in [odd, overflowing, low, wrapping, nothing, far, vec![b'x'; 8192]] {
             assert_eq!(identify(&file(&bytes)).unwrap_err().kind, FaultKind::Input);
         }
     }

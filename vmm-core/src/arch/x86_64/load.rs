@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::fd::AsFd;
 
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::{BzImage, KernelLoader};
+use linux_loader::loader::bzimage::Error as BzImageError;
+use linux_loader::loader::elf::{Elf, Error as ElfError, PvhBootCapability};
+use linux_loader::loader::{BzImage, Error as LoaderError, KernelLoader};
 use protocol::{Boot, Descriptor, Fault};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -46,12 +47,18 @@ pub fn load(boot: &Boot, memory: &Memory) -> Result<Entry, Fault> {
     acpi::write(memory, boot)?;
     write_command_line(memory, &boot.command_line)?;
     write_reset_vector(memory)?;
-    let does_not_fit =
-        |error| Fault::input(format!("--kernel: {error}: it does not fit into --memory {} bytes", boot.memory.size));
+    let refused = |error| match error {
+        LoaderError::Bzimage(BzImageError::ReadBzImageCompressedKernel)
+        | LoaderError::Elf(ElfError::ReadKernelImage) => Fault::input(format!(
+            "--kernel: it does not fit into --memory {} bytes: give the guest more memory",
+            boot.memory.size
+        )),
+        error => Fault::input(format!("--kernel: {error}")),
+    };
     match image::identify(&kernel)? {
         Image::BzImage => {
             let start = GuestAddress(layout::EXTENDED_START);
-            let loaded = BzImage::load(memory, Some(start), &mut kernel, Some(start)).map_err(does_not_fit)?;
+            let loaded = BzImage::load(memory, Some(start), &mut kernel, Some(start)).map_err(refused)?;
             let header = loaded.setup_header.ok_or_else(|| Fault::internal("a bzImage without a setup header"))?;
             if u64::from(header.cmdline_size) < boot.command_line.len() as u64 {
                 return Err(command_line_too_long(&boot.command_line, u64::from(header.cmdline_size)));
@@ -71,7 +78,7 @@ pub fn load(boot: &Boot, memory: &Memory) -> Result<Entry, Fault> {
             if boot.command_line.len() as u64 > LINUX_COMMAND_LINE {
                 return Err(command_line_too_long(&boot.command_line, LINUX_COMMAND_LINE));
             }
-            let loaded = Elf::load(memory, None, &mut kernel, None).map_err(does_not_fit)?;
+            let loaded = Elf::load(memory, None, &mut kernel, None).map_err(refused)?;
             if loaded.kernel_end > low_end {
                 return Err(Fault::input(format!(
                     "--kernel: it needs memory up to {:#x} and --memory is {low_end:#x}: give the guest more memory",

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use protocol::process::spawn;
@@ -72,7 +72,7 @@ impl Machine {
                 EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|error| Fault::host(format!("eventfd: {error}")))?;
             vm.register_irqfd(&config_interrupt, gsi)
                 .map_err(|error| Fault::host(format!("KVM_IRQFD of device '{}': {error}", slot.device)))?;
-            let (device, commands) = Device::new(slot.device.clone(), slot.kind, config_interrupt);
+            let (device, commands) = Device::new(slot.device.clone(), slot.kind, config_interrupt, events.clone());
             let device = Arc::new(device);
             let attendant =
                 Attendant::new(device.clone(), vm.clone(), memory.clone(), wiring, events.clone(), tracer.clone());
@@ -100,10 +100,32 @@ impl Machine {
     /// # Errors
     /// An internal fault when the machine has no such device.
     pub fn attach(&self, device: &DeviceId, socket: OwnedFd) -> Result<(), Fault> {
-        let device =
-            self.devices.get(device).ok_or_else(|| Fault::internal(format!("attach: no device '{device}'")))?;
-        device.command(Command::Attach(socket));
+        self.device(device)?.command(Command::Attach(socket));
         Ok(())
+    }
+
+    /// A device's configuration space is another now.
+    ///
+    /// # Errors
+    /// An internal fault when the machine has no such device.
+    pub fn config_changed(&self, device: &DeviceId) -> Result<(), Fault> {
+        self.device(device)?.command(Command::ReadConfig);
+        Ok(())
+    }
+
+    fn device(&self, device: &DeviceId) -> Result<&Arc<Device>, Fault> {
+        self.devices.get(device).ok_or_else(|| Fault::internal(format!("the machine has no device '{device}'")))
+    }
+
+    /// Hangs up on backends whose time is over, and answers when the next one's is.
+    pub fn hang_up_overdue(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let hang_up = |device: &Arc<Device>| {
+            let mut conversation = device.conversation();
+            conversation.hang_up_if_overdue(now);
+            conversation.deadline()
+        };
+        self.devices.values().filter_map(hang_up).min()
     }
 
     /// Notes that a device was attached.

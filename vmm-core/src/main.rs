@@ -17,7 +17,8 @@ mod virtio;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
 
 use event::Event;
 use machine::Machine;
@@ -85,11 +86,13 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
     let mut laps = Some(laps);
     let mut asked_to_run = false;
     loop {
-        let event = events.recv().map_err(|_| Fault::internal("every thread of the core has ended"))?;
+        let Some(event) = next(events, machine.hang_up_overdue())? else { continue };
         match event {
+            Event::Conversation => {}
             Event::Control(Ok(ToCore::Attach(attach))) => machine.attach(&attach.device, attach.socket.into_fd())?,
             Event::Control(Ok(ToCore::Run)) if !asked_to_run => asked_to_run = true,
             Event::Control(Ok(ToCore::PowerButton)) => machine.press_power_button(),
+            Event::Control(Ok(ToCore::ConfigChanged { device })) => machine.config_changed(&device)?,
             Event::Control(Ok(ToCore::Boot(_) | ToCore::Run)) => {
                 return Err(Fault::internal("a message to the core that its state does not allow"));
             }
@@ -124,6 +127,17 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
                 tell(control, &FromCore::Trace(marks))?;
             }
         }
+    }
+}
+
+/// The next event, or none when `deadline` passes first.
+fn next(events: &Receiver<Event>, deadline: Option<Instant>) -> Result<Option<Event>, Fault> {
+    let gone = || Fault::internal("every thread of the core has ended");
+    let Some(deadline) = deadline else { return events.recv().map(Some).map_err(|_| gone()) };
+    match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(event) => Ok(Some(event)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(gone()),
     }
 }
 

@@ -4,7 +4,7 @@ use libc::{
     F_GETFD as LIBC_F_GETFD, PROT_EXEC, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit, SYS_exit_group,
     SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_memfd_create, SYS_mmap,
     SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_yield, SYS_sendmsg, SYS_sigaltstack, SYS_statx, SYS_write,
+    SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -34,6 +34,7 @@ pub const RUN: &[Rule] = &[
     allow(SYS_write, "the serial port's pipe, interrupts of the core's own devices, log lines"),
     allow(SYS_sendmsg, "messages to ozone, requests to backends"),
     allow(SYS_recvmsg, "messages of ozone, answers of backends"),
+    allow(SYS_shutdown, "hangs up on a backend that does not answer"),
     allow(SYS_futex, "locks and queues between threads"),
     allow(SYS_sched_yield, "the standard library's queues back off"),
     allow(SYS_clock_gettime, "deadlines, where the clock cannot be read in user space"),

@@ -1,15 +1,17 @@
 //! A virtio device as the transport and the backend's attendant share it.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use protocol::{DeviceId, DeviceKind};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::conversation::Conversation;
 use super::state::QueueState;
 use super::vhost::Command;
+use crate::event::{Event, Events};
 
 /// How long a vCPU that reset a device waits for its queues to stop.
 pub const RESET_DEADLINE: Duration = Duration::from_secs(10);
@@ -19,8 +21,6 @@ pub const RESET_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Offer {
     /// The virtio features that the guest is shown.
     pub features: u64,
-    /// The device's configuration space.
-    pub config: Vec<u8>,
     /// The queues, in order.
     pub queues: Vec<QueueEvents>,
 }
@@ -51,9 +51,12 @@ pub struct Device {
     pub kind: DeviceKind,
     /// Empty until the backend was attached; no vCPU runs before that.
     pub offer: OnceLock<Offer>,
+    config: Mutex<Vec<u8>>,
     /// Interrupts the guest for a configuration change.
-    pub config_interrupt: EventFd,
+    config_interrupt: EventFd,
     commands: Sender<Command>,
+    conversation: Mutex<Conversation>,
+    events: Events,
     config_changed: AtomicBool,
     generation: AtomicU32,
     failed: AtomicBool,
@@ -61,14 +64,17 @@ pub struct Device {
 
 impl Device {
     /// A device without a backend, and the queue its attendant serves.
-    pub fn new(id: DeviceId, kind: DeviceKind, config_interrupt: EventFd) -> (Self, Receiver<Command>) {
+    pub fn new(id: DeviceId, kind: DeviceKind, config_interrupt: EventFd, events: Events) -> (Self, Receiver<Command>) {
         let (commands, received) = channel();
         let device = Self {
             id,
             kind,
             offer: OnceLock::new(),
+            config: Mutex::default(),
             config_interrupt,
             commands,
+            conversation: Mutex::default(),
+            events,
             config_changed: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             failed: AtomicBool::new(false),
@@ -78,8 +84,33 @@ impl Device {
 
     /// Gives the attendant something to do. Never waits.
     pub fn command(&self, command: Command) {
+        self.conversation().begin();
         if self.commands.send(command).is_err() {
             self.fail();
+        }
+        // The main thread counts the time from now on.
+        let _ = self.events.send(Event::Conversation);
+    }
+
+    /// The attendant has done a command.
+    pub fn done(&self) {
+        self.conversation().end();
+    }
+
+    /// What is under way with the backend.
+    pub fn conversation(&self) -> MutexGuard<'_, Conversation> {
+        self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device's configuration space.
+    pub fn config(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the configuration space and tells the driver, if it is another one.
+    pub fn change_config(&self, config: Vec<u8>) {
+        if std::mem::replace(&mut *self.config(), config.clone()) != config {
+            self.notify_config_change();
         }
     }
 
@@ -118,6 +149,12 @@ impl Device {
         self.config_changed.store(true, Ordering::Release);
         // EAGAIN: an interrupt is on its way already.
         let _ = self.config_interrupt.write(1);
+    }
+
+    /// Where a configuration change is signalled.
+    #[cfg(test)]
+    pub fn config_interrupt_for_test(&self) -> &EventFd {
+        &self.config_interrupt
     }
 
     /// The configuration's generation (virtio 1.2, section 2.5).

@@ -195,7 +195,8 @@ impl MmioTransport {
 
     fn set_status(&self, state: &mut TransportState, value: u32) {
         let added = value & !state.status;
-        let mut next = value & !status::NEEDS_RESET;
+        // A driver cannot take bits back but by a reset (section 2.1.1): the queues would run on behind its back.
+        let mut next = (value | state.status) & !status::NEEDS_RESET;
         if added & status::FEATURES_OK != 0 {
             let unknown = state.driver_features & !self.offered_features();
             if unknown != 0 || state.driver_features & VERSION_1 == 0 {
@@ -225,7 +226,7 @@ impl MmioTransport {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let Some(config) = self.device.offer.get().map(|offer| &offer.config) else { return };
+        let config = self.device.config();
         let bytes = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
         for (target, byte) in data.iter_mut().zip(bytes) {
             *target = *byte;
@@ -307,10 +308,16 @@ mod tests {
     impl Driver {
         fn new() -> Self {
             let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-            let (device, commands) = Device::new(String::from("disk").try_into().unwrap(), DeviceKind::Blk, event());
-            let queues = (0..2).map(|_| QueueEvents { kick: event(), call: event() }).collect();
-            device.offer.set(Offer { features: FEATURES, config: vec![1, 2, 3, 4, 5], queues }).unwrap();
             let (events, received) = channel();
+            let (device, commands) = {
+                let id = String::from("disk").try_into().unwrap();
+                Device::new(id, DeviceKind::Blk, event(), events.clone())
+            };
+            let queues = (0..2).map(|_| QueueEvents { kick: event(), call: event() }).collect();
+            device.offer.set(Offer { features: FEATURES, queues }).unwrap();
+            device.change_config(vec![1, 2, 3, 4, 5]);
+            device.acknowledge_config_change();
+            device.config_interrupt_for_test().read().unwrap();
             let device = Arc::new(device);
             Self {
                 transport: MmioTransport::new(device.clone(), events.clone(), Tracer::new(false, &events)),
@@ -433,6 +440,37 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_cannot_take_status_bits_back() {
+        let driver = Driver::new();
+        driver.accept(FEATURES);
+        driver.set_up_queue(0);
+        driver.write(register::STATUS, 3 | status::FEATURES_OK | status::DRIVER_OK);
+        assert!(matches!(driver.commands.try_recv(), Ok(Command::Start(_))));
+        driver.write(register::STATUS, 3 | status::FEATURES_OK);
+        assert_eq!(driver.read(register::STATUS), 3 | status::FEATURES_OK | status::DRIVER_OK);
+        driver.write(register::STATUS, 3 | status::FEATURES_OK | status::DRIVER_OK);
+        assert!(driver.commands.try_recv().is_err(), "started once");
+        std::thread::scope(|scope| {
+            let commands = &driver.commands;
+            scope.spawn(|| driver.transport.write(register::STATUS, &0u32.to_le_bytes()));
+            let stop = commands.recv_timeout(std::time::Duration::from_secs(5));
+            assert!(matches!(stop, Ok(Command::Stop(_))), "the reset stops the queues: {stop:?}");
+        });
+    }
+
+    #[test]
+    fn a_changed_configuration_is_told() {
+        let driver = Driver::new();
+        let generation = driver.read(register::CONFIG_GENERATION);
+        driver.device.change_config(vec![1, 2, 3, 4, 5]);
+        assert_eq!(driver.read(register::CONFIG_GENERATION), generation, "the same is no change");
+        driver.device.change_config(vec![5, 4, 3, 2, 1]);
+        assert_ne!(driver.read(register::CONFIG_GENERATION), generation);
+        assert_eq!(driver.read(register::INTERRUPT_STATUS), INTERRUPT_USED | INTERRUPT_CONFIG);
+        assert_eq!(driver.read(register::CONFIG), u32::from_le_bytes([5, 4, 3, 2]));
+    }
+
+    #[test]
     fn impossible_queues_never_get_ready() {
         for (offset, value) in [
             (register::QUEUE_SIZE, 0),
@@ -479,7 +517,7 @@ mod tests {
         assert_ne!(driver.read(register::CONFIG_GENERATION), generation);
         driver.write(register::INTERRUPT_ACKNOWLEDGE, INTERRUPT_CONFIG);
         assert_eq!(driver.read(register::INTERRUPT_STATUS), INTERRUPT_USED);
-        assert_eq!(driver.device.config_interrupt.read().unwrap(), 1);
+        assert_eq!(driver.device.config_interrupt_for_test().read().unwrap(), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The conversation with a backend (vhost-user specification): one attendant thread per device.
 //!
-//! The backend is presumed hostile: every reply is checked, and one that never comes holds up this thread alone.
-//! `ozone` ends a hanging backend, which closes the socket under the attendant's read.
+//! The backend is presumed hostile: every reply is checked, and one that never comes holds up this thread alone, until
+//! the main thread hangs up ([`super::conversation`]).
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use kvm_ioctls::VmFd;
+use protocol::log::Rare;
 use protocol::trace::Point;
 use protocol::{DeviceKind, Fault};
 use vhost::vhost_user::message::{
@@ -19,15 +20,13 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::conversation::PATIENCE;
 use super::device::{Activation, Device, Offer, QueueEvents};
 use super::mmio::Wiring;
 use super::state::{QUEUE_SIZE, QueueState, VERSION_1};
 use crate::event::{Event, Events};
 use crate::memory::Memory;
 use crate::trace::Tracer;
-
-/// The most queues a backend may have: 8 pairs of a network interface and its control queue.
-const MOST_QUEUES: u64 = 17;
 
 /// What an attendant is asked to do.
 #[derive(Debug)]
@@ -38,6 +37,8 @@ pub enum Command {
     Start(Activation),
     /// The driver reset the device: stop the queues, then answer.
     Stop(Sender<()>),
+    /// The configuration space is another now.
+    ReadConfig,
 }
 
 /// Why a backend cannot be used.
@@ -49,12 +50,10 @@ enum BackendError {
     Lacks(&'static str),
     #[error("it answered {0}")]
     Absurd(String),
-    #[error("queue {queue}: the driver put its {ring} at {address:#x}, outside of memory")]
-    Ring { queue: usize, ring: &'static str, address: u64 },
     #[error("{0}")]
     Host(Fault),
-    #[error("the core could not make an event descriptor: {0}")]
-    Event(std::io::Error),
+    #[error("the core could not make a descriptor: {0}")]
+    Descriptor(std::io::Error),
 }
 
 /// Names the request that failed.
@@ -72,6 +71,17 @@ pub struct Attendant {
     tracer: Tracer,
     backend: Option<Frontend>,
     running: Vec<usize>,
+    /// Resets that wait for queues which did not stop: nobody may answer them before the backend is dead.
+    unstopped: Vec<Sender<()>>,
+    misplaced_rings: Rare,
+}
+
+/// A ring that the driver put where no memory is.
+#[derive(Debug)]
+struct Misplaced {
+    queue: usize,
+    ring: &'static str,
+    address: u64,
 }
 
 impl Attendant {
@@ -84,7 +94,18 @@ impl Attendant {
         events: Events,
         tracer: Tracer,
     ) -> Self {
-        Self { device, vm, memory, wiring, events, tracer, backend: None, running: Vec::new() }
+        Self {
+            device,
+            vm,
+            memory,
+            wiring,
+            events,
+            tracer,
+            backend: None,
+            running: Vec::new(),
+            unstopped: Vec::new(),
+            misplaced_rings: Rare::default(),
+        }
     }
 
     /// Serves commands until the device is gone.
@@ -103,10 +124,15 @@ impl Attendant {
                     let outcome = self.stop();
                     if outcome.is_ok() {
                         let _ = stopped.send(());
+                    } else {
+                        self.unstopped.push(stopped);
                     }
                     outcome.map(|()| None)
                 }
+                Command::ReadConfig => self.read_config().map(|()| None),
             };
+            let overdue = self.device.conversation().is_overdue();
+            self.device.done();
             let event = outcome.unwrap_or_else(|error| {
                 // After an error the conversation has no known position: the backend is not spoken to again.
                 self.backend = None;
@@ -114,6 +140,10 @@ impl Attendant {
                 self.device.fail();
                 Some(match error {
                     BackendError::Host(fault) => Event::Failed(fault),
+                    error if overdue => {
+                        let reason = format!("it did not answer within {} s: {error}", PATIENCE.as_secs());
+                        Event::Lost(self.device.id.clone(), reason)
+                    }
                     error => Event::Lost(self.device.id.clone(), error.to_string()),
                 })
             });
@@ -126,7 +156,10 @@ impl Attendant {
     }
 
     fn attach(&mut self, socket: OwnedFd) -> Result<(), BackendError> {
-        let mut backend = Frontend::from_stream(UnixStream::from(socket), MOST_QUEUES);
+        let most_queues = u64::from(self.device.kind.most_virtqueues());
+        let socket = UnixStream::from(socket);
+        self.device.conversation().over(socket.try_clone().map_err(BackendError::Descriptor)?);
+        let mut backend = Frontend::from_stream(socket, most_queues);
         backend.set_owner().map_err(at("SET_OWNER"))?;
         let features = backend.get_features().map_err(at("GET_FEATURES"))?;
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
@@ -144,19 +177,20 @@ impl Attendant {
         backend.set_protocol_features(needed).map_err(at("SET_PROTOCOL_FEATURES"))?;
         backend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         let queues = backend.get_queue_num().map_err(at("GET_QUEUE_NUM"))?;
-        if queues == 0 || queues > MOST_QUEUES {
+        if queues == 0 || queues > most_queues {
             return Err(BackendError::Absurd(format!("{queues} queues")));
         }
         let config = get_config(&mut backend, self.device.kind)?;
         let features =
             features & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() & !VhostUserVirtioFeatures::LOG_ALL.bits();
-        self.accept(features, queues as usize, config)?;
+        self.accept(features, queues as usize)?;
+        self.device.change_config(config);
         self.backend = Some(backend);
         Ok(())
     }
 
     /// Takes the first incarnation's offer for the device's; a later one has to offer no less.
-    fn accept(&self, features: u64, queues: usize, config: Vec<u8>) -> Result<(), BackendError> {
+    fn accept(&self, features: u64, queues: usize) -> Result<(), BackendError> {
         if let Some(offer) = self.device.offer.get() {
             if offer.features & !features != 0 {
                 let missing = offer.features & !features;
@@ -169,12 +203,12 @@ impl Attendant {
         }
         let mut events = Vec::with_capacity(queues);
         for queue in 0..queues {
-            let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(BackendError::Event);
+            let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(BackendError::Descriptor);
             let signals = QueueEvents { kick: event()?, call: event()? };
             self.wiring.connect(&self.vm, queue, &signals).map_err(BackendError::Host)?;
             events.push(signals);
         }
-        let offer = Offer { features, config, queues: events };
+        let offer = Offer { features, queues: events };
         self.device.offer.set(offer).map_err(|_| BackendError::Absurd(String::from("two offers at once")))
     }
 
@@ -182,6 +216,23 @@ impl Attendant {
         let (Some(backend), Some(offer)) = (self.backend.as_mut(), self.device.offer.get()) else {
             return Ok(());
         };
+        // Before the first request: a driver's mistake is told to the driver, and the backend hears nothing of it.
+        let mut ready = Vec::new();
+        for (index, queue) in activation.queues.iter().enumerate().filter(|(_, queue)| queue.ready) {
+            match rings(&self.memory, index, queue) {
+                Ok(rings) => ready.push((index, queue.size, rings)),
+                Err(Misplaced { queue, ring, address }) => {
+                    if let Some(times) = self.misplaced_rings.again() {
+                        let id = &self.device.id;
+                        log::warn!(
+                            "{id}: queue {queue}: the driver put its {ring} at {address:#x}, outside of memory ({times} times)"
+                        );
+                    }
+                    self.device.fail();
+                    return Ok(());
+                }
+            }
+        }
         let features = activation.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         backend.set_features(features).map_err(at("SET_FEATURES"))?;
         let mut regions = Vec::with_capacity(self.memory.num_regions());
@@ -189,10 +240,9 @@ impl Attendant {
             regions.push(VhostUserMemoryRegionInfo::from_guest_region(region).map_err(at("SET_MEM_TABLE"))?);
         }
         backend.set_mem_table(&regions).map_err(at("SET_MEM_TABLE"))?;
-        let queues = activation.queues.iter().zip(&offer.queues).enumerate();
-        for (index, (queue, signals)) in queues.filter(|(_, (queue, _))| queue.ready) {
-            let rings = rings(&self.memory, index, queue)?;
-            backend.set_vring_num(index, queue.size).map_err(at("SET_VRING_NUM"))?;
+        for (index, size, rings) in ready {
+            let Some(signals) = offer.queues.get(index) else { continue };
+            backend.set_vring_num(index, size).map_err(at("SET_VRING_NUM"))?;
             backend.set_vring_addr(index, &rings).map_err(at("SET_VRING_ADDR"))?;
             backend.set_vring_base(index, 0).map_err(at("SET_VRING_BASE"))?;
             backend.set_vring_call(index, &signals.call).map_err(at("SET_VRING_CALL"))?;
@@ -204,6 +254,13 @@ impl Attendant {
         for signals in self.running.iter().filter_map(|index| offer.queues.get(*index)) {
             let _ = signals.kick.write(1);
             let _ = signals.call.write(1);
+        }
+        Ok(())
+    }
+
+    fn read_config(&mut self) -> Result<(), BackendError> {
+        if let Some(backend) = self.backend.as_mut() {
+            self.device.change_config(get_config(backend, self.device.kind)?);
         }
         Ok(())
     }
@@ -237,10 +294,10 @@ fn get_config(backend: &mut Frontend, kind: DeviceKind) -> Result<Vec<u8>, Backe
 }
 
 /// The rings' addresses in this process, which is how the memory table lets the backend find them.
-fn rings(memory: &Memory, index: usize, queue: &QueueState) -> Result<VringConfigData, BackendError> {
+fn rings(memory: &Memory, index: usize, queue: &QueueState) -> Result<VringConfigData, Misplaced> {
     let size = usize::from(queue.size);
     let find = |ring: &'static str, address: u64, length: usize| {
-        let outside = || BackendError::Ring { queue: index, ring, address };
+        let outside = || Misplaced { queue: index, ring, address };
         let slice = memory.get_slice(GuestAddress(address), length).map_err(|_| outside())?;
         Ok(slice.ptr_guard().as_ptr() as u64)
     };

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use protocol::{Cpus, DeviceId, DeviceKind, Fault, Machine, Memory};
+use protocol::{CpuModel, Cpus, DeviceId, DeviceKind, Fault, Machine, Memory};
 
 use crate::cli::Options;
 
@@ -16,7 +16,6 @@ pub mod file;
 pub mod options;
 pub mod size;
 
-pub use file::CpuModel;
 use file::{ConsoleFile, CpusFile, DeviceFile, Devices, DiskFile, MemoryFile, NetFile, Size, SpecFile};
 
 /// The least memory of a machine in bytes: less does not hold a kernel and its initial ramdisk.
@@ -30,9 +29,6 @@ const APPEND_MAX: usize = 8192;
 
 /// The largest file of `--spec` in bytes.
 const FILE_MAX: u64 = 1 << 20;
-
-/// The most queues of a device.
-const QUEUES_MAX: u16 = 16;
 
 /// A machine that can be run, as far as can be told without looking at the host.
 #[derive(Debug)]
@@ -397,7 +393,7 @@ impl RawSpec {
                 "memory.max other than the size and memory.slots other than 0 are not supported yet".to_owned(),
             ));
         }
-        Ok(Given { value: Memory { size }, argument })
+        Ok(Given { value: Memory { size, max: size, slots: 0 }, argument })
     }
 }
 
@@ -431,15 +427,16 @@ fn bytes(size: &Size) -> Result<u64, String> {
 
 fn config(device: DeviceFile, argument: &str) -> Result<DeviceConfig, SpecError> {
     let wrong = |problem: String| SpecError::new(argument, problem);
-    let queues = |queues: Option<u32>| {
-        let queues = u16::try_from(queues.unwrap_or(1)).ok().filter(|queues| (1..=QUEUES_MAX).contains(queues));
-        queues.ok_or_else(|| wrong(format!("queues is 1 to {QUEUES_MAX}")))
+    let queues = |kind: DeviceKind, queues: Option<u32>| {
+        let most = kind.most_queues();
+        let queues = u16::try_from(queues.unwrap_or(1)).ok().filter(|queues| (1..=most).contains(queues));
+        queues.ok_or_else(|| wrong(format!("queues is 1 to {most}")))
     };
     match device {
         DeviceFile::Disk(DiskFile { path, readonly, queues: number }) => Ok(DeviceConfig::Disk(Disk {
             path: path_of(&path, argument)?,
             read_only: readonly,
-            queues: queues(number)?,
+            queues: queues(DeviceKind::Blk, number)?,
         })),
         DeviceFile::Net(NetFile { tap, mac, mtu, host_ip, queues: number }) => {
             let tap = match (tap, host_ip) {
@@ -459,7 +456,7 @@ fn config(device: DeviceFile, argument: &str) -> Result<DeviceConfig, SpecError>
                     .filter(|mtu| (68..=65521).contains(mtu))
                     .ok_or_else(|| wrong("mtu is 68 to 65521".to_owned()))
             });
-            Ok(DeviceConfig::Net(Net { tap, mac, mtu: mtu.transpose()?, queues: queues(number)? }))
+            Ok(DeviceConfig::Net(Net { tap, mac, mtu: mtu.transpose()?, queues: queues(DeviceKind::Net, number)? }))
         }
         DeviceFile::Console(place) => {
             if let ConsoleFile::File(path) | ConsoleFile::Socket(path) = &place {
@@ -550,8 +547,8 @@ impl From<&VmSpec> for SpecFile {
             cpus: CpusFile { boot: Some(spec.cpus.value.boot.into()), max: Some(spec.cpus.value.max.into()) },
             memory: MemoryFile {
                 size: Some(Size::Text(size::text(spec.memory.value.size))),
-                max: Some(Size::Text(size::text(spec.memory.value.size))),
-                slots: Some(0),
+                max: Some(Size::Text(size::text(spec.memory.value.max))),
+                slots: Some(spec.memory.value.slots.into()),
             },
             kernel: Some(text(&spec.kernel.value)),
             initrd: spec.initrd.as_ref().map(|initrd| text(&initrd.value)),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use protocol::{DeviceId, Machine};
+use protocol::{CpuModel, DeviceId, Machine};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -63,15 +63,6 @@ impl Default for SpecFile {
             devices: Devices::default(),
         }
     }
-}
-
-/// Processor models.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CpuModel {
-    /// What the host has, as far as KVM supports it.
-    #[default]
-    Host,
 }
 
 /// Numbers of processors.

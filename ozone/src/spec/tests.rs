@@ -53,6 +53,8 @@ fn each_wrong_argument_is_refused_in_one_line_that_names_it() {
         (&["--disk", "path=a,readonly=maybe"], &["readonly=maybe"]),
         (&["--disk", "path=a,path=b"], &["twice"]),
         (&["--disk", "path=a,queues=0"], &["queues is 1 to"]),
+        (&["--disk", "path=a,queues=17"], &["--disk path=a,queues=17", "queues is 1 to 16"]),
+        (&["--net", "queues=9"], &["--net queues=9", "queues is 1 to 8"]),
         (&["--disk", "path=a,queues=x"], &["queues=x"]),
         (&["--disk", "path=a,id=Root"], &["'Root'"]),
         (&["--disk", "path=a,id=x", "--disk", "path=b,id=x"], &["--disk path=b,id=x", "taken by --disk path=a,id=x"]),

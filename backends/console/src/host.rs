@@ -36,11 +36,7 @@ pub fn open(host: ConsoleHost, to_guest: &Arc<Buffer>, to_host: &Arc<Buffer>, ou
         }
         ConsoleHost::Stream { input, output } => {
             if let Some(source) = input.map(Descriptor::into_fd) {
-                let body = move || {
-                    input::stream(source.as_fd(), &to_guest);
-                    log::info!("end of console input");
-                };
-                threads::start("host-in", body)?;
+                threads::start("host-in", move || input::stream(source.as_fd(), &to_guest))?;
             }
             Output::Patient(Arc::new(output.into_fd()))
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
+use virtio_backend::Rare;
 use virtio_backend::descriptor::wait;
 
 use crate::buffer::Buffer;
@@ -28,7 +29,7 @@ pub enum Output {
 
 /// Writes all that comes into `buffer`, for ever.
 pub fn run(buffer: &Buffer, output: &Output) -> ! {
-    let mut writer = Writer { dropped: 0, deaf: false };
+    let mut writer = Writer::default();
     let mut chunk = [0; 4096];
     loop {
         let count = buffer.wait(&mut chunk);
@@ -47,8 +48,14 @@ pub fn run(buffer: &Buffer, output: &Output) -> ! {
     }
 }
 
+#[derive(Default)]
 struct Writer {
-    /// Bytes that nobody took.
+    /// Whether output is being dropped.
+    dropping: bool,
+    /// Whether the log says so. Guest and reader can make it begin and end over and over.
+    told: bool,
+    reported: Rare,
+    /// Bytes that nobody took, since the log last said how many.
     dropped: u64,
     /// Whether the reader took nothing for so long that it is not waited for any more.
     deaf: bool,
@@ -82,7 +89,8 @@ impl Writer {
     }
 
     fn drop(&mut self, count: usize) {
-        if self.dropped == 0 {
+        if !std::mem::replace(&mut self.dropping, true) && self.reported.again().is_some() {
+            self.told = true;
             log::warn!("nobody reads the console: its output is dropped");
         }
         self.dropped = self.dropped.saturating_add(count as u64);
@@ -90,9 +98,49 @@ impl Writer {
 
     fn heard(&mut self) {
         self.deaf = false;
-        if self.dropped > 0 {
+        self.dropping = false;
+        if std::mem::take(&mut self.told) {
             log::warn!("the console is read again: {} bytes of its output were dropped", self.dropped);
             self.dropped = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Lines that were logged; no other test of this executable logs.
+    static LINES: AtomicUsize = AtomicUsize::new(0);
+
+    struct Count;
+
+    impl log::Log for Count {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, _: &log::Record<'_>) {
+            LINES.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn flush(&self) {}
+    }
+
+    #[test]
+    fn a_reader_that_comes_and_goes_does_not_fill_the_log() {
+        log::set_logger(&Count).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+        let mut writer = Writer::default();
+        for _ in 0..1000 {
+            writer.drop(1);
+            writer.drop(1);
+            writer.heard();
+            writer.heard();
+        }
+        // Both ends of rounds 1, 2, 3, 4, 8, … 512.
+        assert_eq!(LINES.load(Ordering::Relaxed), 2 * 11);
+        assert_eq!(writer.dropped, 2 * (1000 - 512), "what is not told yet is kept for the next line");
     }
 }

@@ -93,6 +93,13 @@ impl fmt::Display for Ending {
 #[derive(Clone, Copy, Debug)]
 pub struct Death(pub WaitStatus);
 
+impl Death {
+    /// Whether the process ended by itself and in good order.
+    pub fn is_orderly(self) -> bool {
+        matches!(self.0, WaitStatus::Exited(_, 0))
+    }
+}
+
 impl fmt::Display for Death {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -93,16 +94,21 @@ pub enum HostDevice {
 }
 
 impl HostDevice {
-    /// What a fresh backend process is handed. `serial` goes to a console.
+    /// What a fresh backend process is handed. `serial` goes to a console; `pause` is called while a disk has to be waited
+    /// for (see [`disk::Image::incarnation`]).
     ///
     /// # Errors
-    /// [`ResourceError`] when the host no longer gives what it gave before.
-    pub fn incarnation(&self, serial: Option<OwnedFd>) -> Result<DeviceSpec, ResourceError> {
+    /// [`ResourceError`] when the host no longer gives what it gave before, and what `pause` answers.
+    pub fn incarnation<E: From<ResourceError>>(
+        &self,
+        serial: Option<OwnedFd>,
+        pause: impl FnMut(Duration) -> Result<(), E>,
+    ) -> Result<DeviceSpec, E> {
         let copy =
             |fd: &OwnedFd| fd.try_clone().map_err(|error| ResourceError::host("duplicate a descriptor", said(&error)));
         Ok(match self {
             Self::Disk(image) => DeviceSpec::Blk(BlkSpec {
-                image: image.incarnation()?.into(),
+                image: image.incarnation(pause)?.into(),
                 read_only: image.read_only,
                 serial: image.serial.clone(),
                 queues: image.queues,

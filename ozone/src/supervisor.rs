@@ -93,7 +93,19 @@ struct Machine<'a> {
     resources: &'a Resources,
     processes: Processes<'a>,
     trace: &'a Trace,
-    started: Instant,
+    /// What the console on the terminal knows of its size.
+    size: Size,
+}
+
+/// How far a console is with the size of its terminal. It is told one size at a time, however often that changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// It has the size that it was told last.
+    Taken,
+    /// It was told a size and has not taken it yet.
+    Told,
+    /// Likewise, and the terminal's size has changed since.
+    Outdated,
 }
 
 /// Every process is in its jail and runs its executable; none has been told anything.
@@ -107,6 +119,8 @@ pub struct Spawned<'a> {
 pub struct Booting<'a> {
     machine: Machine<'a>,
     devices: Vec<BootingDevice>,
+    /// When the last of the processes was told what to do.
+    started: Instant,
 }
 
 /// How far a device is.
@@ -162,15 +176,15 @@ impl<'a> Spawned<'a> {
             child.trace(trace);
         }
         let processes = Processes::new(children, signals);
-        Ok(Self { machine: Machine { spec, resources, processes, trace, started: Instant::now() } })
+        Ok(Self { machine: Machine { spec, resources, processes, trace, size: Size::Taken } })
     }
 
     /// Tells the core what machine to make and every backend what to serve.
     ///
     /// # Errors
     /// The [`Ending`] this means; no process is left.
-    pub fn boot(self) -> Result<Booting<'a>, Ending> {
-        let Machine { spec, resources, trace, .. } = &self.machine;
+    pub fn boot(mut self) -> Result<Booting<'a>, Ending> {
+        let Machine { spec, resources, trace, .. } = self.machine;
         let begin = trace.now();
         let (serial_out, serial_in) = pipe2(OFlag::O_CLOEXEC).map_err(make("pipe", &Process::Core))?;
         let duplicate = |fd: &OwnedFd| {
@@ -189,6 +203,7 @@ impl<'a> Spawned<'a> {
             initrd: resources.initrd.as_ref().map(duplicate).transpose()?.map(Into::into),
             command_line: spec.append.clone(),
             cpus: spec.cpus.value,
+            cpu: spec.cpu,
             memory: spec.memory.value,
             slots: slots.collect(),
             serial: serial_in.into(),
@@ -199,19 +214,30 @@ impl<'a> Spawned<'a> {
         self.machine.send_core(&ToCore::Boot(boot))?;
 
         let mut serial = Some(serial_out);
+        let mut specs = Vec::new();
+        for host in &resources.devices {
+            let serial = if matches!(host, HostDevice::Console(_)) { serial.take() } else { None };
+            // No backend has been told anything, so whatever happens while a disk is waited for is the end, or nothing.
+            let machine = &mut self.machine;
+            let pause = |time| match machine.processes.next(Some(Instant::now() + time)) {
+                Event::Deadline => Ok(()),
+                event => machine.other(event, false),
+            };
+            specs.push(host.incarnation(serial, pause)?);
+        }
+
         let mut devices = Vec::new();
-        for (place, host) in (1..).zip(&resources.devices) {
+        for (place, spec) in (1..).zip(specs) {
             let process = || self.machine.processes.name(place);
             let failed = |errno| SupervisorError::Link { process: process(), error: LinkError::Send(errno) };
             let (core, backend) =
                 socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(failed)?;
-            let serial = if matches!(host, HostDevice::Console(_)) { serial.take() } else { None };
-            let start = Start { socket: backend.into(), spec: host.incarnation(serial)?, trace: trace.is_wanted() };
+            let start = Start { socket: backend.into(), spec, trace: trace.is_wanted() };
             self.machine.send_backend(place, &ToBackend::Start(start))?;
             devices.push(BootingDevice::Starting(core));
         }
         trace.done(begin, &"send first messages");
-        Ok(Booting { machine: self.machine, devices })
+        Ok(Booting { machine: self.machine, devices, started: Instant::now() })
     }
 }
 
@@ -279,7 +305,7 @@ impl<'a> Booting<'a> {
         loop {
             let starting = self.devices.iter().position(|device| matches!(device, BootingDevice::Starting(_)));
             let patience = if starting.is_some() { READY_PATIENCE } else { BOOT_PATIENCE };
-            let event = self.machine.processes.next(Some(self.machine.started + patience));
+            let event = self.machine.processes.next(Some(self.started + patience));
             match event {
                 Event::Message(place, Message::Backend(FromBackend::Ready)) => self.ready(place)?,
                 Event::Message(0, Message::Core(FromCore::Attached { device })) => self.attached(&device)?,
@@ -380,6 +406,8 @@ enum Rank {
     BackendDied,
     /// The core has lost a backend.
     CoreLost,
+    /// A backend ended in good order, as each does when the core lets go of it.
+    BackendLeft,
 }
 
 impl<'a> Machine<'a> {
@@ -387,6 +415,11 @@ impl<'a> Machine<'a> {
     fn other(&mut self, event: Event, may_exit: bool) -> Result<(), Ending> {
         let event = match event {
             Event::Signal(Signal::SIGWINCH) => return self.tell_size(),
+            Event::Message(place, Message::Backend(FromBackend::Resized))
+                if self.size != Size::Taken && self.is_on_terminal(place) =>
+            {
+                return self.size_taken(place);
+            }
             Event::Signal(Signal::SIGPWR) => return self.send_core(&ToCore::PowerButton),
             Event::Message(
                 place,
@@ -439,7 +472,8 @@ impl<'a> Machine<'a> {
             }
             Event::Died(0, death) => (Rank::Whole, Ending::CoreDied(death)),
             Event::Died(place, death) => {
-                (Rank::BackendDied, Ending::BackendDied { process: process(place)?, how: death.to_string() })
+                let rank = if death.is_orderly() { Rank::BackendLeft } else { Rank::BackendDied };
+                (rank, Ending::BackendDied { process: process(place)?, how: death.to_string() })
             }
         })
     }
@@ -478,13 +512,28 @@ impl<'a> Machine<'a> {
         matches!(device, Some(HostDevice::Console(Place::Terminal(_))))
     }
 
-    /// Tells the console on the terminal how large that is.
-    fn tell_size(&self) -> Result<(), Ending> {
+    /// Tells the console on the terminal how large that is, as soon as it has taken an earlier size.
+    fn tell_size(&mut self) -> Result<(), Ending> {
         let Some((columns, rows)) = self.resources.terminal().and_then(Terminal::size) else { return Ok(()) };
-        for place in (1..=self.resources.devices.len()).filter(|place| self.is_on_terminal(*place)) {
-            self.send_backend(place, &ToBackend::Resize { columns, rows })?;
+        let Some(place) = (1..=self.resources.devices.len()).find(|place| self.is_on_terminal(*place)) else {
+            return Ok(());
+        };
+        if self.size == Size::Taken {
+            self.size = Size::Told;
+            self.send_backend(place, &ToBackend::Resize { columns, rows })
+        } else {
+            self.size = Size::Outdated;
+            Ok(())
         }
-        Ok(())
+    }
+
+    /// The console at `place` has taken its terminal's size: only now the core finds it there.
+    fn size_taken(&mut self, place: usize) -> Result<(), Ending> {
+        let told = std::mem::replace(&mut self.size, Size::Taken);
+        if let Some(device) = self.spec.devices.get(place.wrapping_sub(1)) {
+            self.send_core(&ToCore::ConfigChanged { device: device.id.clone() })?;
+        }
+        if told == Size::Outdated { self.tell_size() } else { Ok(()) }
     }
 
     fn send_core(&self, message: &ToCore) -> Result<(), Ending> {
@@ -518,7 +567,7 @@ fn is_progress(message: &Message) -> bool {
     matches!(
         message,
         Message::Core(FromCore::Attached { .. } | FromCore::Running | FromCore::Trace(_))
-            | Message::Backend(FromBackend::Ready | FromBackend::Trace(_))
+            | Message::Backend(FromBackend::Ready | FromBackend::Resized | FromBackend::Trace(_))
     )
 }
 
@@ -533,5 +582,6 @@ fn kind_of(message: &Message) -> &'static str {
         Message::Backend(FromBackend::Ready) => "Ready",
         Message::Backend(FromBackend::Failed(_)) => "Failed",
         Message::Backend(FromBackend::Leave) => "Leave",
+        Message::Backend(FromBackend::Resized) => "Resized",
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -107,12 +107,15 @@ fn core() -> ExitCode {
         _ => {}
     }
     let mut attached: Vec<DeviceId> = Vec::new();
+    let mut sockets = Vec::new();
     loop {
         match control.receive() {
             Ok(ToCore::Attach(attach)) => {
                 attached.push(attach.device.clone());
+                sockets.push(attach.socket);
                 say(FromCore::Attached { device: attach.device });
             }
+            Ok(ToCore::ConfigChanged { .. }) => {}
             Ok(ToCore::Run) => break,
             _ => return ExitCode::from(105),
         }
@@ -141,6 +144,20 @@ fn core() -> ExitCode {
             say(FromCore::Lost { device: attached.remove(0), reason: "bad\nreply".into() });
             wait(&control)
         }
+        "lost-after-hanging-up" => {
+            sockets.clear();
+            say(FromCore::Lost { device: attached.remove(0), reason: "bad reply".into() });
+            wait(&control)
+        }
+        "until-resized" => loop {
+            match control.receive() {
+                Ok(ToCore::ConfigChanged { device }) if device.as_str() == "resizer" => {
+                    return exited(Cause::PowerOff);
+                }
+                Ok(_) => {}
+                Err(_) => return ExitCode::from(108),
+            }
+        },
         "lost-unknown" => {
             say(FromCore::Lost { device: DeviceId::try_from("nobody".to_owned()).unwrap(), reason: String::new() });
             wait(&control)
@@ -198,6 +215,7 @@ fn backend(name: &str) -> ExitCode {
             while sizes.len() < 2 {
                 let Ok(ToBackend::Resize { columns, rows }) = control.receive() else { return ExitCode::from(107) };
                 sizes.push((columns, rows));
+                let _ = control.send(&FromBackend::Resized);
             }
             let as_expected = sizes == [(80, 25), (132, 43)];
             let _ = control.send(&if as_expected { FromBackend::Leave } else { FromBackend::Ready });
@@ -207,6 +225,30 @@ fn backend(name: &str) -> ExitCode {
         }
         "leaver" => {
             let _ = control.send(&FromBackend::Leave);
+        }
+        "resized" => {
+            let _ = control.send(&FromBackend::Resized);
+        }
+        "resizer" => {
+            // A child may not sleep; it takes its first size when the test types.
+            let DeviceSpec::Console(ConsoleSpec { host: ConsoleHost::Terminal { terminal }, .. }) = start.spec else {
+                return ExitCode::from(104);
+            };
+            let Ok(ToBackend::Resize { .. }) = control.receive() else { return ExitCode::from(107) };
+            if !matches!(nix::unistd::read(&terminal, &mut [0; 8]), Ok(1..)) {
+                return ExitCode::from(108);
+            }
+            let _ = control.send(&FromBackend::Resized);
+            // However often the size has changed meanwhile, the last is what is told.
+            let Ok(ToBackend::Resize { columns: 100, rows: 40 }) = control.receive() else {
+                return ExitCode::from(109);
+            };
+            let _ = control.send(&FromBackend::Resized);
+        }
+        "follower" => {
+            // Ends as a backend does whose core lets go of it.
+            let mut socket = File::from(start.socket.into_fd());
+            return ExitCode::from(u8::from(!matches!(socket.read(&mut [0]), Ok(0))));
         }
         "mortal" => return ExitCode::from(9),
         _ => {}
@@ -250,6 +292,10 @@ fn tests() -> ExitCode {
     add("taps are made and go", &all, taps);
     add("a console's socket is private and goes", &kvm, console_socket);
     add("the terminal is told its size, left, and put back as it was", &kvm, terminal);
+    add("the core hears of a terminal's size when the console has taken it", &kvm, resize);
+    add("a terminal that takes no output is put back all the same", &kvm, stopped_terminal);
+    add("a signal is heard while an image is waited for", &kvm, signal_while_draining);
+    add("the time that an image takes is not the backends'", &kvm, patience_after_draining);
     add("two machines have different uids", &all, uids);
     add("an ordinary user runs a machine with one uid", &all, ordinary_user);
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -393,6 +439,8 @@ fn endings() -> Result<(), Failed> {
     expect("die-early", &disk, 12, "core died: exited with status 7");
     expect("forbidden", &[], 12, "core died: ended by its seccomp filter");
     expect("lost", &disk, 13, "died: the core lost it: bad\\nreply");
+    let follower = ["--disk", "path=disk.img,id=follower"];
+    expect("lost-after-hanging-up", &follower, 13, "blk/follower died: the core lost it: bad reply");
     expect("wait", &["--disk", "path=disk.img,id=mortal"], 13, "blk/mortal died: exited with status 9");
     Ok(())
 }
@@ -418,6 +466,7 @@ fn protocol_breaches() -> Result<(), Failed> {
     expect("lost-unknown", &[], 4, "core broke the protocol: Lost of an unknown device");
     expect("wait", &["--disk", "path=disk.img,id=hasty"], 4, "blk/hasty broke the protocol");
     expect("wait", &["--console", "file=log,id=leaver"], 4, "console/leaver broke the protocol: Leave");
+    expect("wait", &["--console", "file=log,id=resized"], 4, "console/resized broke the protocol: Resized");
     Ok(())
 }
 
@@ -642,8 +691,16 @@ fn taps() -> Result<(), Failed> {
     }
 
     let (code, lines) = bench.run(&["--net", "tap=lo"]);
-    assert_eq!(code, 3);
-    assert!(last(&lines).contains("--net tap=lo: 'lo' is not a tap"), "{lines:?}");
+    assert_eq!(code, 2);
+    assert!(last(&lines).contains("--net tap=lo: the interface 'lo' is not a tap"), "{lines:?}");
+
+    // A tap for one queue, persistent, so that it is there and free.
+    let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let flags = nix::libc::IFF_TAP | nix::libc::IFF_NO_PI;
+    ozone::ioctl::tun_set_interface(tun.as_fd(), "ozone-one", flags)?;
+    let (code, lines) = bench.run(&["--net", "tap=ozone-one,queues=2"]);
+    assert_eq!(code, 2);
+    assert!(last(&lines).contains("--net tap=ozone-one,queues=2: the tap 'ozone-one' has one queue"), "{lines:?}");
     Ok(())
 }
 
@@ -693,6 +750,88 @@ fn terminal() -> Result<(), Failed> {
     let after = tcgetattr(&pty.slave)?;
     assert_eq!(after.local_flags, before.local_flags);
     assert_eq!(after.output_flags, before.output_flags);
+    Ok(())
+}
+
+/// `ozone` with this console on a terminal; with the terminal's own side and the user's.
+fn on_terminal(bench: &Bench, console: &str) -> Result<(Run, OwnedFd, OwnedFd), Failed> {
+    let size = Winsize { ws_row: 25, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&size, None)?;
+    let mut command = bench.command_in("terminal", &["--console", &format!("stdio,id={console}")]);
+    let child = command.stdin(pty.slave.try_clone()?).stdout(pty.slave.try_clone()?).spawn()?;
+    Ok((Run { child }, pty.slave, pty.master))
+}
+
+fn resize() -> Result<(), Failed> {
+    let bench = Bench::new("until-resized");
+    let (run, _slave, master) = on_terminal(&bench, "resizer")?;
+    run.children(2);
+    for columns in 90..=100 {
+        set_window_size(&master, &Winsize { ws_row: 40, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 });
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(Path::new(&format!("/proc/{}", run.pid())).exists());
+    let mut run = run;
+    assert!(run.child.try_wait()?.is_none(), "the core has heard of a size that the console has not taken");
+    File::from(master.try_clone()?).write_all(b"go\n")?;
+    let (code, lines) = run.end();
+    assert_eq!((code, last(&lines)), (0, "ozone: the guest switched itself off"), "{lines:?}");
+    Ok(())
+}
+
+fn stopped_terminal() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let (run, slave, _master) = on_terminal(&bench, "patient")?;
+    run.children(2);
+    // Another program on the terminal, whose output nobody takes.
+    let mut flooding = Command::new("cat").arg("/dev/zero").stdout(slave).stderr(Stdio::null()).spawn()?;
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    kill(run.pid(), Signal::SIGTERM)?;
+    let mut run = run;
+    while run.child.try_wait()?.is_none() && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let ended = run.child.try_wait()?;
+    flooding.kill()?;
+    flooding.wait()?;
+    assert_eq!(ended.and_then(|status| status.code()), Some(143), "it waits for the terminal");
+    Ok(())
+}
+
+/// An image, held as by requests of an earlier incarnation that are still under way.
+fn held(bench: &Bench, name: &str) -> File {
+    let image = File::options().read(true).write(true).create(true).truncate(false).open(bench.path(name)).unwrap();
+    image.set_len(1 << 20).unwrap();
+    image.lock().unwrap();
+    image
+}
+
+fn signal_while_draining() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let _image = held(&bench, "disk.img");
+    let run = bench.start(&["--disk", "path=disk.img"]);
+    let children = run.children(3);
+    let start = Instant::now();
+    kill(run.pid(), Signal::SIGTERM)?;
+    let (code, lines) = run.end();
+    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    assert_eq!((code, last(&lines)), (143, "ozone: ended by SIGTERM"), "{lines:?}");
+    gone(&children);
+    Ok(())
+}
+
+fn patience_after_draining() -> Result<(), Failed> {
+    let bench = Bench::new("power-off");
+    let images = [held(&bench, "disk.img"), held(&bench, "other.img")];
+    let run = bench.start(&["--disk", "path=disk.img", "--disk", "path=other.img"]);
+    // Each within what an image is waited for, both together longer than a backend may take to be ready.
+    for image in images {
+        std::thread::sleep(Duration::from_secs(6));
+        drop(image);
+    }
+    let (code, lines) = run.end();
+    assert_eq!(code, 0, "{lines:?}");
     Ok(())
 }
 

@@ -93,6 +93,8 @@ pub enum FromBackend {
     Failed(Fault),
     /// The user typed the escape that leaves the machine (console only).
     Leave,
+    /// The size of [`ToBackend::Resize`] is in the configuration space now.
+    Resized,
     /// What was done of the launch, and when; only when [`Start::trace`] asks for it.
     Trace(Vec<Mark>),
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use protocol::{DeviceSpec, Fault, ToBackend};
+use protocol::{DeviceSpec, Fault, FromBackend, ToBackend};
 use virtio_backend::descriptor::wait;
 use virtio_backend::{Device, Opened, Outbox, threads};
 
@@ -24,6 +24,7 @@ pub struct ConsoleDevice {
     size: AtomicU32,
     to_host: Arc<Buffer>,
     serial: Option<Arc<OwnedFd>>,
+    outbox: Outbox,
 }
 
 /// Opens the console that `spec` describes.
@@ -53,6 +54,7 @@ pub fn open(spec: DeviceSpec, outbox: &Outbox) -> Result<Opened<ConsoleDevice>, 
         size: AtomicU32::new(pack(columns, rows)),
         to_host: Arc::clone(&to_host),
         serial,
+        outbox: outbox.clone(),
     };
     let queues = vec![Box::new(Receive::new(to_guest)) as _, Box::new(Transmit::new(to_host)) as _];
     Ok(Opened { device, queues })
@@ -77,6 +79,8 @@ impl Device for ConsoleDevice {
     fn message(&self, message: &ToBackend) -> bool {
         let ToBackend::Resize { columns, rows } = message else { return false };
         self.size.store(pack(*columns, *rows), Ordering::Relaxed);
+        // Whoever hears of this finds the size in the configuration space.
+        self.outbox.send(FromBackend::Resized);
         true
     }
 

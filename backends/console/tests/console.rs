@@ -184,10 +184,8 @@ fn the_size_of_the_terminal_is_in_the_configuration_space() {
     assert_eq!(console.frontend.get_features().unwrap() & 1, 1);
     assert_eq!(config(&mut console.frontend, 12), [132, 0, 50, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     console.backend.control.send(&ToBackend::Resize { columns: 80, rows: 24 }).unwrap();
-    let deadline = Instant::now() + DEADLINE;
-    while config(&mut console.frontend, 4) != [80, 0, 24, 0] {
-        assert!(Instant::now() < deadline);
-    }
+    assert!(matches!(console.backend.message(), FromBackend::Resized));
+    assert_eq!(config(&mut console.frontend, 4), [80, 0, 24, 0], "it is there when ozone hears of it");
 }
 
 #[test]
@@ -333,7 +331,15 @@ fn a_socket_serves_one_client_after_the_other() {
         client.write_all(b"hello").unwrap();
         assert_eq!(console.typed(5), b"hello", "round {round}");
         console.print(b"world");
-        expect(&client, b"world");
+        // What was for nobody may still have been in the console's buffer when the first client came.
+        let mut found = Vec::new();
+        while !found.ends_with(b"world") {
+            assert!(wait(&client, 10_000), "round {round}: {}", found.escape_ascii());
+            let mut chunk = [0; 64];
+            let length = client.read(&mut chunk).unwrap();
+            found.extend(&chunk[..length]);
+        }
+        assert!(round == 0 || found == b"world", "round {round}: {}", found.escape_ascii());
     }
 }
 

@@ -144,28 +144,32 @@ impl Image {
     /// An open file description for one backend process, once no request of an earlier one is under way.
     ///
     /// The flock of an incarnation is held by its description and by every request on it, so that a fresh one is granted
-    /// only when the last of them is done.
+    /// only when the last of them is done. Until then `pause` is called again and again, with how long it shall take.
     ///
     /// # Errors
-    /// [`ResourceError`] when the file can no longer be opened, or the earlier requests do not end in time.
-    pub fn incarnation(&self) -> Result<OwnedFd, ResourceError> {
+    /// [`ResourceError`] when the file can no longer be opened, or the earlier requests do not end in time; and what `pause`
+    /// answers.
+    pub fn incarnation<E: From<ResourceError>>(
+        &self,
+        mut pause: impl FnMut(Duration) -> Result<(), E>,
+    ) -> Result<OwnedFd, E> {
         let file = File::from(open_image(&self.path, self.read_only, &self.argument)?);
         let deadline = Instant::now() + DRAIN_PATIENCE;
         loop {
             match if self.read_only { file.try_lock_shared() } else { file.try_lock() } {
                 Ok(()) => return Ok(file.into()),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
+                    pause(Duration::from_millis(5))?;
                 }
                 Err(TryLockError::WouldBlock) => {
                     let seconds = DRAIN_PATIENCE.as_secs();
                     let problem = format!(
                         "draining: earlier requests, or another program's flock, still hold it after {seconds} s"
                     );
-                    return Err(ResourceError::host(&self.argument, problem));
+                    return Err(ResourceError::host(&self.argument, problem).into());
                 }
                 Err(TryLockError::Error(error)) => {
-                    return Err(ResourceError::host(&self.argument, format!("flock: {}", said(&error))));
+                    return Err(ResourceError::host(&self.argument, format!("flock: {}", said(&error))).into());
                 }
             }
         }

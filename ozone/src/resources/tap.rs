@@ -81,17 +81,16 @@ pub fn open(net: &Net, argument: &str) -> Result<Taps, ResourceError> {
 /// no frame to them.
 fn attach_named(name: &str, queues: u16, argument: &str) -> Result<Vec<OwnedFd>, ResourceError> {
     let explain = |error: AttachError| error.explain(argument, name);
-    let (first, multi) = if queues > 1 {
-        (attach(name, libc::IFF_MULTI_QUEUE).map_err(explain)?.0, libc::IFF_MULTI_QUEUE)
-    } else {
-        // A tap says neither how it was made nor why it refuses; a single queue works on both kinds.
-        match attach(name, 0) {
-            Ok((queue, _)) => (queue, 0),
-            Err(AttachError::Interface(Errno::EINVAL)) => {
-                (attach(name, libc::IFF_MULTI_QUEUE).map_err(explain)?.0, libc::IFF_MULTI_QUEUE)
-            }
-            Err(error) => return Err(explain(error)),
-        }
+    // A tap says neither how it was made nor why it refuses: one of either kind answers EINVAL to the other kind's flags,
+    // and what is no tap does so to both. A single queue works on both kinds.
+    let (first, multi) = match attach(name, libc::IFF_MULTI_QUEUE) {
+        Ok((queue, _)) => (queue, libc::IFF_MULTI_QUEUE),
+        Err(AttachError::Interface(Errno::EINVAL)) => match attach(name, 0) {
+            Err(AttachError::Interface(Errno::EINVAL)) => return Err(explain(AttachError::NoTap)),
+            _ if queues > 1 => return Err(explain(AttachError::OneQueue)),
+            attached => (attached.map_err(explain)?.0, 0),
+        },
+        Err(error) => return Err(explain(error)),
     };
     let mut attached = vec![first];
     for _ in 1..queues {
@@ -109,6 +108,10 @@ enum AttachError {
     Interface(Errno),
     /// TUNSETVNETHDRSZ.
     Header(Errno),
+    /// The interface is of another kind.
+    NoTap,
+    /// The tap was made for one queue, and several are asked for.
+    OneQueue,
 }
 
 impl AttachError {
@@ -128,11 +131,20 @@ impl AttachError {
             Self::Interface(Errno::EPERM) => rights(),
             Self::Interface(Errno::EBUSY) => format!("the tap '{name}' is in use by another program"),
             Self::Interface(Errno::E2BIG) => format!("the tap '{name}' has no queue left"),
-            Self::Interface(Errno::EINVAL) => {
-                format!("'{name}' is not a tap, or not one with several queues ('ip tuntap add … multi_queue')")
-            }
             Self::Interface(errno) => format!("attach to the tap '{name}': {}", errno.desc()),
             Self::Header(errno) => format!("set the header of the tap '{name}': {}", errno.desc()),
+            Self::NoTap => {
+                let problem = format!(
+                    "the interface '{name}' is not a tap; make one with 'ip tuntap add NAME mode tap', or leave tap= out"
+                );
+                return ResourceError::input(argument, problem);
+            }
+            Self::OneQueue => {
+                let problem = format!(
+                    "the tap '{name}' has one queue; leave queues= out, or make it with 'ip tuntap add {name} mode tap multi_queue'"
+                );
+                return ResourceError::input(argument, problem);
+            }
         };
         ResourceError::host(argument, problem)
     }

@@ -61,6 +61,7 @@ impl Drop for Terminal {
 /// Puts the terminal's settings back, if there is one to restore.
 pub fn restore() {
     if let Some((terminal, settings)) = &*SAVED.lock().unwrap_or_else(PoisonError::into_inner) {
-        let _ = tcsetattr(terminal, SetArg::TCSADRAIN, &Termios::from(*settings));
+        // Not TCSADRAIN: it waits until the terminal's output is taken, and on a stopped line nobody takes it.
+        let _ = tcsetattr(terminal, SetArg::TCSANOW, &Termios::from(*settings));
     }
 }

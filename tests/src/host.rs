@@ -22,8 +22,9 @@ use anyhow::{Context, Result, bail};
 pub use error::HostError;
 use link::Link;
 pub use parcel::{Parcel, Put};
+pub use qemu::Clock;
 use qemu::Qemu;
-pub use snapshot::{DEFAULT_MEMORY, Snapshot, snapshot};
+pub use snapshot::{DEFAULT_MEMORY, Snapshot, snapshot, snapshot_of};
 pub use terminal::{is_terminal, window};
 
 /// The agent answers a request that needs no program within this, or the host hangs.

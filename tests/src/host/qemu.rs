@@ -24,12 +24,32 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 
 /// What never changes. The processor is EPYC-v3 less what QEMU gets wrong: 7.2 breaks cmpxchg16b, and no version
 /// lets KVM see that a guest sets XCR0, so that KVM runs the guest with another value than the guest believes in.
-const MACHINE: &str = "-accel tcg,thread=multi -cpu EPYC-v3,-cx16,-xsave,-avx,-avx2,-f16c,-fma -smp 2 -nodefaults -no-user-config \
-                       -display none -no-reboot -S";
+const MACHINE: &str =
+    "-cpu EPYC-v3,-cx16,-xsave,-avx,-avx2,-f16c,-fma -nodefaults -no-user-config -display none -no-reboot -S";
 /// The kernel's crypto self-tests were seen to hang; the processors' time stamp counters are one, whatever the kernel
 /// measures between QEMU's threads.
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 panic=-1 quiet mitigations=off cryptomgr.notests audit=0 tsc=reliable rdinit=/init";
+
+/// What makes a host's time pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// This machine's time; two processors.
+    #[default]
+    Wall,
+    /// Every executed instruction is a nanosecond, of one processor, and idle time is skipped: figures repeat, whatever else
+    /// this machine does.
+    Instructions,
+}
+
+impl Clock {
+    fn options(self) -> &'static str {
+        match self {
+            Self::Wall => "-accel tcg,thread=multi -smp 2",
+            Self::Instructions => "-accel tcg,thread=single -smp 1 -icount shift=0,sleep=off",
+        }
+    }
+}
 
 /// Logs of this many hosts are kept.
 const KEPT_LOGS: usize = 60;
@@ -44,9 +64,10 @@ pub enum Memory {
 }
 
 /// Stands for everything here that a snapshot depends on.
-pub fn key() -> Result<String> {
+pub fn key(clock: Clock) -> Result<String> {
     let version = tool::output(Command::new(PROGRAM).arg("--version"))?;
-    Ok(format!("{version}{MACHINE}{KERNEL_COMMAND_LINE}{}", include_str!("qemu.rs")))
+    let options = clock.options();
+    Ok(format!("{version}{MACHINE}{options}{KERNEL_COMMAND_LINE}{}", include_str!("qemu.rs")))
 }
 
 /// A QEMU process, killed on drop.
@@ -74,6 +95,7 @@ impl Qemu {
         memory_file: &Path,
         memory_bytes: u64,
         memory: Memory,
+        clock: Clock,
         parcel: &Parcel,
         state: Option<OwnedFd>,
     ) -> Result<Stopped> {
@@ -88,6 +110,7 @@ impl Qemu {
         let mut command = Command::new(PROGRAM);
         command
             .args(MACHINE.split_whitespace())
+            .args(clock.options().split_whitespace())
             .args(["-M", "q35,memory-backend=memory"])
             .arg("-m")
             .arg(format!("{memory_bytes}B"))

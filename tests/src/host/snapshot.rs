@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::link::{Link, ReceiveError};
 use super::parcel::{Parcel, Put};
-use super::qemu::{self, Memory, Qemu, Stopped};
+use super::qemu::{self, Clock, Memory, Qemu, Stopped};
 use crate::artifacts::store::{self, Stored};
 use crate::artifacts::{self, FILES, HostFiles};
 
@@ -26,13 +26,19 @@ pub struct Snapshot {
     files: HostFiles,
     stored: Stored,
     memory_bytes: u64,
+    clock: Clock,
 }
 
 /// The snapshot for a host of that much memory, made if it is not there yet.
 pub fn snapshot(memory_bytes: u64) -> Result<Snapshot> {
+    snapshot_of(memory_bytes, Clock::Wall)
+}
+
+/// The snapshot for a host of that much memory and that clock, made if it is not there yet.
+pub fn snapshot_of(memory_bytes: u64, clock: Clock) -> Result<Snapshot> {
     let files = artifacts::host()?;
     let guest = artifacts::guest()?;
-    let qemu = qemu::key()?;
+    let qemu = qemu::key(clock)?;
     let key = store::key([
         files.key().as_bytes(),
         guest.path().as_os_str().as_encoded_bytes(),
@@ -40,18 +46,19 @@ pub fn snapshot(memory_bytes: u64) -> Result<Snapshot> {
         include_bytes!("snapshot.rs"),
         &memory_bytes.to_le_bytes(),
     ]);
-    let stored = store::directory("snapshot", &key, |directory| save(&files, guest.path(), memory_bytes, directory))?;
-    Ok(Snapshot { files, stored, memory_bytes })
+    let stored =
+        store::directory("snapshot", &key, |directory| save(&files, guest.path(), memory_bytes, clock, directory))?;
+    Ok(Snapshot { files, stored, memory_bytes, clock })
 }
 
-fn save(files: &HostFiles, guest: &Path, memory_bytes: u64, directory: &Path) -> Result<()> {
+fn save(files: &HostFiles, guest: &Path, memory_bytes: u64, clock: Clock, directory: &Path) -> Result<()> {
     let puts: Vec<_> =
         FILES.iter().map(|name| Put { from: guest.join(name), to: format!("{}/{name}", layout::GUEST) }).collect();
     let parcel = Parcel::pack(&puts)?;
     let memory = directory.join("memory");
     File::create(&memory)?.set_len(memory_bytes)?;
     let Stopped { mut qemu, mut qmp, link, .. } =
-        Qemu::start(files, &memory, memory_bytes, Memory::Save, &parcel, None)?;
+        Qemu::start(files, &memory, memory_bytes, Memory::Save, clock, &parcel, None)?;
     qmp.execute("cont", json!({}))?;
     let unpack = ToAgent::Unpack { bytes: parcel.bytes(), directory: "/".to_owned() };
     let booted = expect(&link, |it| matches!(it, FromAgent::Ready))
@@ -88,6 +95,7 @@ impl Snapshot {
             &directory.join("memory"),
             self.memory_bytes,
             Memory::Resume,
+            self.clock,
             parcel,
             Some(state.into()),
         )?;

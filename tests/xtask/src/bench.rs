@@ -2,7 +2,9 @@
 
 mod compare;
 mod docs;
+mod first_entry;
 mod noise;
+mod partners;
 mod plot;
 mod processor_time;
 mod row;
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use agent::wire;
 use anyhow::{Context as _, Result, bail, ensure};
-use ozone_tests::host::{self, Parcel, Put, Stdin, TestHost};
+use ozone_tests::host::{self, Clock, Parcel, Put, Stdin, TestHost};
 use ozone_tests::{artifacts, build, paths, progress};
 
 pub use compare::{Contender, Context};
@@ -102,7 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         eprintln!("… {}: {}", suite.name, suite.about);
         let report = match suite.place {
             Place::Here => measure(suite, arguments.runs, arguments.partners.clone(), arguments.full)?,
-            Place::TestHost { memory } => in_test_host(suite, memory, arguments)?,
+            Place::TestHost { memory, clock } => in_test_host(suite, memory, clock, arguments)?,
         };
         println!("{}\n\n{}", report.place, table::markdown(&report));
         reports.push(report);
@@ -140,7 +142,7 @@ fn place() -> Result<String> {
     Ok(format!("{host}Linux {}, {} processors", kernel.trim(), noise::processors()))
 }
 
-fn in_test_host(suite: &Suite, memory: u64, arguments: &Arguments) -> Result<Report> {
+fn in_test_host(suite: &Suite, memory: u64, clock: Clock, arguments: &Arguments) -> Result<Report> {
     drop(artifacts::guest()?);
     let mut puts: Vec<_> = build::product()?.into_iter().chain([build::xtask()?]).map(Put::executable).collect();
     puts.extend((suite.puts)()?);
@@ -156,7 +158,7 @@ fn in_test_host(suite: &Suite, memory: u64, arguments: &Arguments) -> Result<Rep
         puts.extend(folder_puts(folder)?);
         argv.extend(["--partners".to_owned(), PARTNERS.to_owned()]);
     }
-    let snapshot = host::snapshot(memory)?;
+    let snapshot = host::snapshot_of(memory, clock)?;
     let parcel = Parcel::pack(&puts)?;
     let mut host = progress::step("resume the test host", || TestHost::resume(&snapshot, &parcel))?;
     let command = wire::Command { argv, env: host::environment(), terminal: None };

@@ -14,7 +14,6 @@ pub struct Context {
     /// How many runs count; one more is made first and dropped.
     pub runs: usize,
     /// A folder with executables of partners, searched before the PATH.
-    #[allow(dead_code)]
     pub partners: Option<PathBuf>,
     /// Whether everything is to be measured, however long it takes.
     pub full: bool,

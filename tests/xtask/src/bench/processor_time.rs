@@ -5,6 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
+use nix::time::{ClockId, clock_gettime};
+
+/// CLOCK_MONOTONIC, as traces have it.
+pub fn clock() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
 
 /// Used by all ended children of this process, and by theirs that they waited for (getrusage(2)).
 pub fn of_children() -> Result<Duration> {

@@ -1,13 +1,14 @@
 //! The suites, one file each.
 
 mod blk_native;
+mod boot;
 mod exits;
 mod launch;
 
 use anyhow::Result;
-use ozone_tests::host::Put;
+use ozone_tests::host::{Clock, DEFAULT_MEMORY, Put};
 
-use super::{Context, Row};
+use super::{Context, Row, partners};
 
 /// Where a suite runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,10 +16,11 @@ pub enum Place {
     /// On this machine: what needs no guest, or one of a few instructions.
     Here,
     /// In the test host.
-    #[allow(dead_code)]
     TestHost {
         /// The host's memory in bytes.
         memory: u64,
+        /// What makes its time pass.
+        clock: Clock,
     },
 }
 
@@ -55,6 +57,20 @@ pub const SUITES: &[Suite] = &[
         place: Place::Here,
         puts: nothing,
         run: launch::run,
+    },
+    Suite {
+        name: "boot",
+        about: "a Linux guest from the exec of its VMM to its init and its end, beside QEMU",
+        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        puts: partners::qemu,
+        run: boot::run,
+    },
+    Suite {
+        name: "boot-counted",
+        about: "the same, where every executed instruction of host and guest is a nanosecond",
+        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Instructions },
+        puts: partners::qemu,
+        run: boot::run,
     },
     Suite {
         name: "blk-native",

@@ -137,6 +137,5 @@ fn plain(name: &str, namespaces: CloneFlags) -> Result<Vec<Figure>> {
 
 /// Microseconds of the clock that the trace uses.
 fn now() -> f64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-    time.as_secs_f64() * 1e6
+    processor_time::clock().as_secs_f64() * 1e6
 }

@@ -66,17 +66,26 @@ pub enum FilterError {
 /// # Errors
 /// [`FilterError::Compile`].
 pub fn launch_filters(role: Role) -> Result<Vec<BpfProgram>, FilterError> {
-    let answered: Vec<Rule> = policy::start::ANSWERED.to_vec();
-    let mut allowed = answered.clone();
-    allowed.extend_from_slice(policy::start::LAUNCH);
-    allowed.extend_from_slice(policy::launch(role));
-    allowed.extend_from_slice(policy::run(role));
-    // The filter that answers goes first: once it is in force the second may still be installed, since neither needs
-    // the calls that it answers. Of two verdicts the kernel takes the stricter: an errno before an allowance.
+    let mut allowed = policy::setup(role);
+    allowed.extend_from_slice(policy::start::EXEC);
+    let answer =
+        |rules, errno: i32| compile(role, rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()));
+    // The filters that answer go first: with them in force the next may still be installed, since none needs the calls
+    // that they answer. Of several verdicts the kernel takes the strictest: an errno before an allowance.
     Ok(vec![
-        compile(role, &answered, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()))?,
+        answer(policy::start::ANSWERED, libc::EPERM)?,
+        answer(policy::start::ABSENT, libc::ENOSYS)?,
         compile(role, &allowed, SeccompAction::KillProcess, SeccompAction::Allow)?,
     ])
+}
+
+/// Installs the set-up filter of `role`, first thing in its `main`: what only the start of an executable needs is gone
+/// before anything of a tenant's is looked at, execveat above all.
+///
+/// # Errors
+/// [`FilterError`].
+pub fn install_setup(role: Role) -> Result<(), FilterError> {
+    install(role, &policy::setup(role))
 }
 
 /// Installs the run filter of `role` in every thread of this process: nothing of setting up is possible afterwards.
@@ -84,7 +93,11 @@ pub fn launch_filters(role: Role) -> Result<Vec<BpfProgram>, FilterError> {
 /// # Errors
 /// [`FilterError`].
 pub fn install_run(role: Role) -> Result<(), FilterError> {
-    let program = compile(role, policy::run(role), SeccompAction::KillProcess, SeccompAction::Allow)?;
+    install(role, policy::run(role))
+}
+
+fn install(role: Role, rules: &[Rule]) -> Result<(), FilterError> {
+    let program = compile(role, rules, SeccompAction::KillProcess, SeccompAction::Allow)?;
     seccompiler::apply_filter_all_threads(&program).map_err(|source| FilterError::Install { role, source })
 }
 
@@ -130,7 +143,8 @@ mod tests {
     #[test]
     fn every_role_has_filters_that_compile() {
         for role in Role::ALL {
-            assert_eq!(launch_filters(role).unwrap().len(), 2, "{role}");
+            assert_eq!(launch_filters(role).unwrap().len(), 3, "{role}");
+            compile(role, &policy::setup(role), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
             compile(role, policy::run(role), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
         }
     }
@@ -170,10 +184,22 @@ mod tests {
     }
 
     #[test]
+    fn no_set_up_table_can_execute_or_make_a_namespace() {
+        for role in Role::ALL {
+            for rule in policy::setup(role) {
+                assert!(
+                    ![libc::SYS_execve, libc::SYS_execveat, libc::SYS_unshare, libc::SYS_setns].contains(&rule.syscall)
+                );
+                assert!(rule.syscall != libc::SYS_clone || !rule.checks.is_empty(), "{role} clones with any flags");
+            }
+        }
+    }
+
+    #[test]
     fn every_rule_gives_a_reason() {
         for role in Role::ALL {
-            let lists = [policy::start::ANSWERED, policy::start::LAUNCH, policy::launch(role), policy::run(role)];
-            assert!(lists.into_iter().flatten().all(|rule| rule.reason.len() > 8), "{role}");
+            let lists = [policy::setup(role), policy::start::EXEC.to_vec()];
+            assert!(lists.iter().flatten().all(|rule| rule.reason.len() > 8), "{role}");
         }
     }
 }

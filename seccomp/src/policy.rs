@@ -39,7 +39,12 @@ impl fmt::Display for Role {
     }
 }
 
-/// What `role` needs, beyond [`start::LAUNCH`] and its run table, until it is ready.
+/// All that `role` may do from its `main` until it is ready.
+pub fn setup(role: Role) -> Vec<Rule> {
+    [start::ANSWERED, start::ABSENT, start::SETUP, launch(role), run(role)].concat()
+}
+
+/// What `role` needs, beyond [`start::SETUP`] and its run table, until it is ready.
 pub fn launch(role: Role) -> &'static [Rule] {
     match role {
         Role::Core => core::LAUNCH,

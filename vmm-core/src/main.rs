@@ -35,6 +35,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     protocol::log::install();
+    if let Err(error) = seccomp::install_setup(seccomp::Role::Core) {
+        eprintln!("vmm-core: {error}");
+        return ExitCode::FAILURE;
+    }
     let control: Control = match Channel::inherited() {
         Ok(control) => Arc::new(control),
         Err(error) => {

@@ -1,15 +1,14 @@
 //! The real `vmm-core` process running payloads of a few instructions, on whatever KVM this machine has.
 //!
-//! No jail and no launch filter here; the run filter is on, as always.
+//! No namespaces here; the filters are on, as always.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
-use command_fds::{CommandFdExt, FdMapping};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use ozone_tests::payload::Code;
@@ -41,8 +40,8 @@ impl Core {
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.expect("these tests need /dev/kvm: run them as root on a host with KVM, or in the test host");
         let (control, theirs) = Channel::pair().unwrap();
-        let mapping = vec![FdMapping { parent_fd: theirs, child_fd: protocol::link::CONTROL }];
-        let process = Command::new(env!("CARGO_BIN_EXE_vmm-core")).env_clear().fd_mappings(mapping).unwrap().spawn();
+        let process = virtio_backend::testing::spawn(env!("CARGO_BIN_EXE_vmm-core"), "core", &theirs);
+        drop(theirs);
         let (serial, writer) = nix::unistd::pipe().unwrap();
         let boot = Boot {
             machine: Machine::Microvm1,
@@ -57,7 +56,7 @@ impl Core {
             serial: writer.into(),
             trace: false,
         };
-        let core = Self { control, serial: serial.into(), process: process.unwrap() };
+        let core = Self { control, serial: serial.into(), process };
         core.control.send(&ToCore::Boot(boot)).unwrap();
         // A core that refuses its kernel may be gone by now.
         let _ = core.control.send(&ToCore::Run);

@@ -39,6 +39,10 @@ pub fn run<D: Device>(
         log::error!("prepare the process: {error}");
         return ExitCode::FAILURE;
     }
+    if let Err(error) = seccomp::install_setup(role) {
+        log::error!("{error}");
+        return ExitCode::FAILURE;
+    }
     let control = match Control::inherited() {
         Ok(control) => control,
         Err(error) => {

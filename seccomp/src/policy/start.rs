@@ -1,7 +1,8 @@
 //! The start of any role: from the jailer's last step to the end of the C library's start.
 
 use libc::{
-    PROT_EXEC, SYS_arch_prctl, SYS_brk, SYS_clone3, SYS_execveat, SYS_exit, SYS_exit_group, SYS_getrandom, SYS_madvise,
+    CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, PROT_EXEC,
+    SYS_arch_prctl, SYS_brk, SYS_clone, SYS_clone3, SYS_execveat, SYS_exit, SYS_exit_group, SYS_getrandom, SYS_madvise,
     SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_poll, SYS_prctl, SYS_prlimit64, SYS_readlink, SYS_rseq,
     SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sched_getaffinity, SYS_seccomp, SYS_set_robust_list, SYS_set_tid_address,
     SYS_sigaltstack, SYS_write,
@@ -9,6 +10,10 @@ use libc::{
 
 use crate::filter::{Check, Rule, allow, allow_if};
 
+/// Every namespace that clone(2) makes.
+const NAMESPACES: u32 =
+    (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET)
+        .unsigned_abs();
 const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
 
 /// Answered with EPERM: the C library and the standard library ask, and do without.
@@ -18,13 +23,20 @@ pub const ANSWERED: &[Rule] = &[
     allow(SYS_sched_getaffinity, "the C library's allocator and pthread_getattr_np ask for the number of processors"),
 ];
 
-/// Needed between the jailer's last step and the role's own `main`.
-pub const LAUNCH: &[Rule] = &[
+/// Answered with ENOSYS: clone3's flags are behind a pointer, where no filter sees them. The C library falls back to clone.
+pub const ABSENT: &[Rule] = &[allow(SYS_clone3, "the C library starts threads with it where it can")];
+
+/// Needed from the jailer's last step to the role's own `main`, and not a moment longer.
+pub const EXEC: &[Rule] = &[
     allow(SYS_execveat, "the jailer's last step: the role's executable"),
+    allow(SYS_arch_prctl, "thread-local storage of the first thread"),
+    allow(SYS_set_tid_address, "the C library's start"),
+];
+
+/// Needed until the role is ready.
+pub const SETUP: &[Rule] = &[
     allow(SYS_write, "the jailer's child reports the failure of its last step; log lines"),
     allow(SYS_brk, "the C library's first heap"),
-    allow(SYS_arch_prctl, "thread-local storage of the first thread"),
-    allow(SYS_set_tid_address, "the C library's thread start"),
     allow(SYS_set_robust_list, "the C library's thread start"),
     allow(SYS_rseq, "the C library's thread start"),
     allow(SYS_prlimit64, "the C library asks for the stack limit"),
@@ -36,7 +48,11 @@ pub const LAUNCH: &[Rule] = &[
     allow(SYS_rt_sigaction, "the standard library's handlers for SIGPIPE and stack overflow"),
     allow(SYS_rt_sigprocmask, "the C library's thread start"),
     allow(SYS_sigaltstack, "the standard library's stack overflow handler"),
-    allow(SYS_clone3, "the role's threads"),
+    allow_if(
+        SYS_clone,
+        &[Check::Without(0, NAMESPACES)],
+        "the role's threads; in a new user namespace it would be root",
+    ),
     allow(SYS_prctl, "name, dumpable and parent-death signal; no_new_privs for the run filter"),
     allow(SYS_seccomp, "the run filter"),
     allow(SYS_poll, "the standard library's start looks whether descriptors 0 to 2 are open, and aborts on EPERM"),

@@ -68,6 +68,19 @@ impl LastStep {
     }
 }
 
+/// Starts `executable` as a process of `role` under that role's launch filters, with `control` as its control channel.
+pub fn spawn(executable: &str, role: &str, control: impl AsFd) -> Child {
+    // A number that dup2 above cannot find to be its target already, which would leave close-on-exec set.
+    let control = nix::fcntl::fcntl(control, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(64)).unwrap();
+    let mut command = Command::new(executable);
+    let last_step = LastStep::new(executable, role);
+    // SAFETY: what it does is system calls alone, on memory made before the fork.
+    unsafe { command.pre_exec(move || last_step.run(control)) };
+    let child = command.spawn().unwrap();
+    nix::unistd::close(control).unwrap();
+    child
+}
+
 /// A running backend.
 pub struct Backend {
     child: Child,
@@ -80,14 +93,8 @@ impl Backend {
     /// Starts `executable` and has it serve `spec`; returns it and the front-end's end of the vhost-user socket.
     pub fn start(executable: &str, spec: DeviceSpec) -> (Self, UnixStream) {
         let (control, theirs) = Channel::pair().unwrap();
-        // A number that dup2 below cannot find to be its target already, which would leave close-on-exec set.
-        let theirs = nix::fcntl::fcntl(theirs.as_fd(), nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(64)).unwrap();
-        let mut command = Command::new(executable);
-        let last_step = LastStep::new(executable, spec.kind().role());
-        // SAFETY: what it does is system calls alone, on memory made before the fork.
-        unsafe { command.pre_exec(move || last_step.run(theirs)) };
-        let child = command.spawn().unwrap();
-        nix::unistd::close(theirs).unwrap();
+        let child = spawn(executable, spec.kind().role(), &theirs);
+        drop(theirs);
         let (alive, ended) = channel::<()>();
         let pid = Pid::from_raw(child.id().try_into().unwrap());
         std::thread::spawn(move || {

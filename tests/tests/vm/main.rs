@@ -5,12 +5,15 @@ mod boot;
 mod console;
 mod cost;
 mod disk;
+mod hostile;
 mod input;
 mod jail;
+mod kvm_device;
 mod lifecycle;
 mod net;
 mod the_host;
 mod trace;
+mod traces;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,7 @@ fn main() -> ExitCode {
         &console::TESTS,
         &lifecycle::TESTS,
         &jail::TESTS,
+        &hostile::TESTS,
         &input::TESTS,
         &cost::TESTS,
         &trace::TESTS,

@@ -11,7 +11,19 @@ use nix::sys::resource::{UsageWho, getrusage};
 /// # Errors
 /// What getrusage(2) answers.
 pub fn own() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    usage(UsageWho::RUSAGE_SELF)
+}
+
+/// Processor time that this thread has used.
+///
+/// # Errors
+/// What getrusage(2) answers.
+pub fn thread() -> Result<Duration> {
+    usage(UsageWho::RUSAGE_THREAD)
+}
+
+fn usage(who: UsageWho) -> Result<Duration> {
+    let usage = getrusage(who)?;
     let of = |time: nix::sys::time::TimeVal| {
         Duration::new(time.tv_sec().unsigned_abs(), time.tv_usec().unsigned_abs() as u32 * 1000)
     };

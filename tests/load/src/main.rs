@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use load::partner::Image;
-use load::{blk, check};
+use load::{blk, check, net};
 
 #[derive(Parser)]
 #[command(name = "load", about = "Drives a vhost-user backend without a guest.")]
@@ -39,6 +39,8 @@ enum Command {
     },
     /// Measures a disk.
     Blk(blk::Arguments),
+    /// Measures a network interface.
+    Net(net::Arguments),
 }
 
 fn main() -> Result<()> {
@@ -46,6 +48,7 @@ fn main() -> Result<()> {
         Command::Stamp { image, bytes } => serde_json::to_string(&check::stamp(&image, bytes)?)?,
         Command::Check { image, block, depth } => serde_json::to_string(&check::run(&image, block, depth)?)?,
         Command::Blk(arguments) => serde_json::to_string(&blk::run(&arguments)?)?,
+        Command::Net(arguments) => serde_json::to_string(&net::run(&arguments)?)?,
     };
     println!("{found}");
     Ok(())

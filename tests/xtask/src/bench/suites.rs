@@ -4,6 +4,7 @@ mod blk_native;
 mod boot;
 mod exits;
 mod launch;
+mod net_native;
 
 use anyhow::Result;
 use ozone_tests::host::{Clock, DEFAULT_MEMORY, Put};
@@ -78,5 +79,12 @@ pub const SUITES: &[Suite] = &[
         place: Place::Here,
         puts: nothing,
         run: blk_native::run,
+    },
+    Suite {
+        name: "net-native",
+        about: "the network interface's backend alone, beside reads and writes on the tap",
+        place: Place::Here,
+        puts: nothing,
+        run: net_native::run,
     },
 ];

@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, Uid};
 use protocol::{
-    Cause, Channel, ConsoleHost, ConsoleSpec, Descriptor, DeviceId, DeviceSpec, Fault, FromBackend, FromCore,
+    BlkSpec, Cause, Channel, ConsoleHost, ConsoleSpec, Descriptor, DeviceId, DeviceSpec, Fault, FromBackend, FromCore,
     ToBackend, ToCore,
 };
 
@@ -197,6 +198,18 @@ fn backend(name: &str) -> ExitCode {
             return ExitCode::from(1);
         }
         "silent" => return wait(&control),
+        "late" => {
+            let DeviceSpec::Blk(BlkSpec { image, .. }) = start.spec else { return ExitCode::from(104) };
+            let (mut image, mut block) = (File::from(image.into_fd()), [0; 4096]);
+            // Until something comes after its end; a child may not sleep.
+            while block[0] == 0 {
+                if image.read(&mut block).is_err() {
+                    return ExitCode::from(108);
+                }
+            }
+            let _ = control.send(&FromBackend::Ready);
+            return wait(&control);
+        }
         _ => {}
     }
     let _ = control.send(&FromBackend::Ready);
@@ -275,6 +288,11 @@ fn tests() -> ExitCode {
             if lacking.is_empty() { String::new() } else { format!(" (needs {})", lacking.join(" and ")) };
         tests.push(Trial::test(format!("{name}{lacking_text}"), body).with_ignored_flag(!lacking.is_empty()));
     };
+    // Written once, while no other test starts a process: one that inherits the open file makes it busy (execve(2), ETXTBSY).
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("child");
+    fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    COPY.set(copy).unwrap();
     let kvm = [(kvm, "/dev/kvm")];
     let all = [kvm[0], (root, "root")];
     add("each way of ending has its code and its line", &kvm, endings);
@@ -301,6 +319,9 @@ fn tests() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
+/// A copy of this executable, for the children.
+static COPY: OnceLock<PathBuf> = OnceLock::new();
+
 /// A directory with `ozone`, the scripted children, a kernel that is a script, and an image.
 struct Bench {
     directory: tempfile::TempDir,
@@ -321,10 +342,8 @@ impl Bench {
         let built = Path::new(env!("CARGO_BIN_EXE_ozone"));
         let ozone = if built.exists() { built.to_owned() } else { own.with_file_name("ozone") };
         place(&ozone, "ozone");
-        let original = directory.path().join("vmm-core");
-        fs::copy(own, &original).unwrap();
-        for role in ["ozone-blk", "ozone-net", "ozone-console"] {
-            place(&original, role);
+        for role in ["vmm-core", "ozone-blk", "ozone-net", "ozone-console"] {
+            place(COPY.get().unwrap(), role);
         }
         let bench = Self { directory };
         bench.script(script);
@@ -716,14 +735,21 @@ fn console_socket() -> Result<(), Failed> {
     kill(run.pid(), Signal::SIGTERM)?;
     assert_eq!(run.end().0, 143);
     assert!(!bench.path("console").exists());
-    // One left over from a kill -9 gives way.
+    // One left over from a kill -9 gives way, also while its listener is still on its way out.
     let run = bench.start(&["--console", "socket=console"]);
     run.children(2);
     kill(run.pid(), Signal::SIGKILL)?;
     drop(run);
     assert!(bench.path("console").exists());
+    let lingering = std::os::unix::net::UnixListener::bind(bench.path("other"))?;
+    fs::rename(bench.path("other"), bench.path("console"))?;
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(lingering);
+    });
     bench.script("power-off");
     assert_eq!(bench.run(&["--console", "socket=console"]).0, 0);
+    ending.join().unwrap();
     assert!(!bench.path("console").exists());
     Ok(())
 }
@@ -765,14 +791,15 @@ fn on_terminal(bench: &Bench, console: &str) -> Result<(Run, OwnedFd, OwnedFd), 
 fn resize() -> Result<(), Failed> {
     let bench = Bench::new("until-resized");
     let (run, _slave, master) = on_terminal(&bench, "resizer")?;
-    run.children(2);
+    let children = run.children(2);
     for columns in 90..=100 {
         set_window_size(&master, &Winsize { ws_row: 40, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 });
     }
     std::thread::sleep(Duration::from_millis(300));
-    assert!(Path::new(&format!("/proc/{}", run.pid())).exists());
-    let mut run = run;
-    assert!(run.child.try_wait()?.is_none(), "the core has heard of a size that the console has not taken");
+    for (name, pid) in children {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        assert_eq!(comm.trim(), name, "the core has heard of a size that the console has not taken");
+    }
     File::from(master.try_clone()?).write_all(b"go\n")?;
     let (code, lines) = run.end();
     assert_eq!((code, last(&lines)), (0, "ozone: the guest switched itself off"), "{lines:?}");
@@ -824,12 +851,14 @@ fn signal_while_draining() -> Result<(), Failed> {
 fn patience_after_draining() -> Result<(), Failed> {
     let bench = Bench::new("power-off");
     let images = [held(&bench, "disk.img"), held(&bench, "other.img")];
-    let run = bench.start(&["--disk", "path=disk.img", "--disk", "path=other.img"]);
+    let run = bench.start(&["--disk", "path=disk.img", "--disk", "path=other.img,id=late"]);
     // Each within what an image is waited for, both together longer than a backend may take to be ready.
     for image in images {
         std::thread::sleep(Duration::from_secs(6));
         drop(image);
     }
+    std::thread::sleep(Duration::from_millis(500));
+    File::options().write(true).open(bench.path("other.img"))?.write_all_at(&[1], 1 << 20)?;
     let (code, lines) = run.end();
     assert_eq!(code, 0, "{lines:?}");
     Ok(())

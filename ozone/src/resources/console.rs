@@ -6,9 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -18,6 +20,9 @@ use protocol::ConsoleHost;
 use super::terminal::Terminal;
 use super::{ResourceError, reopen, said};
 use crate::spec::file::ConsoleFile;
+
+/// How long a listener may take to go: the console of a machine that has just been killed is about to.
+const LISTENER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The host side of a console, kept for the machine's lifetime.
 #[derive(Debug)]
@@ -161,6 +166,21 @@ fn file(path: &Path, argument: &str) -> Result<Place, ResourceError> {
     Ok(Place::Stream { input: None, output: file.into() })
 }
 
+/// Whether a program listens on a socket, and does not end in a moment.
+fn is_listened_on(path: &Path) -> bool {
+    let deadline = Instant::now() + LISTENER_PATIENCE;
+    while let Ok(probe) = UnixStream::connect(path) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        // Without events to wait for it is the hang-up that is waited for.
+        if !matches!(poll(&mut [PollFd::new(probe.as_fd(), PollFlags::empty())], timeout), Ok(1)) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
 fn socket(path: &Path, argument: &str) -> Result<Listener, ResourceError> {
     let wrong = |problem: String| ResourceError::input(argument, problem);
     // sun_path with its terminator (unix(7)).
@@ -173,7 +193,7 @@ fn socket(path: &Path, argument: &str) -> Result<Listener, ResourceError> {
         }
         Ok(_) => {
             // One that nobody listens on is left over from a run that was killed.
-            if UnixStream::connect(path).is_ok() {
+            if is_listened_on(path) {
                 return Err(wrong("another program listens on this socket".to_owned()));
             }
             fs::remove_file(path).map_err(|error| wrong(said(&error)))?;

@@ -86,12 +86,12 @@ fn fetch(directory: &Path) -> Result<()> {
 }
 
 /// An apt of our own: lists, caches and sources under one directory.
-struct Apt {
+pub(super) struct Apt {
     configuration: PathBuf,
 }
 
 impl Apt {
-    fn new(parent: &Path) -> Result<Self> {
+    pub(super) fn new(parent: &Path) -> Result<Self> {
         let root = parent.join("apt");
         for name in ["state/lists/partial", "cache/archives/partial", "parts"] {
             fs::create_dir_all(root.join(name))?;
@@ -127,7 +127,7 @@ impl Apt {
         Ok(Self { configuration })
     }
 
-    fn get(&self) -> Command {
+    pub(super) fn get(&self) -> Command {
         let mut command = Command::new("apt-get");
         command.arg("-c").arg(&self.configuration);
         command

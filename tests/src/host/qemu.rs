@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,13 +16,10 @@ use super::error::HostError;
 use super::link::Link;
 use super::parcel::Parcel;
 use super::qmp::Qmp;
-use crate::artifacts::HostFiles;
-use crate::{child, paths, tool};
+use crate::artifacts::{self, HostFiles};
+use crate::{child, paths};
 
-/// The program.
-pub const PROGRAM: &str = "qemu-system-x86_64";
-
-/// What never changes. The processor is EPYC-v3 less what QEMU gets wrong: 7.2 breaks cmpxchg16b, and no version
+/// What never changes. The processor is EPYC-v3 less what QEMU gets wrong: old versions break cmpxchg16b, and none
 /// lets KVM see that a guest sets XCR0, so that KVM runs the guest with another value than the guest believes in.
 const MACHINE: &str =
     "-cpu EPYC-v3,-cx16,-xsave,-avx,-avx2,-f16c,-fma -nodefaults -no-user-config -display none -no-reboot -S";
@@ -65,7 +62,7 @@ pub enum Memory {
 
 /// Stands for everything here that a snapshot depends on.
 pub fn key(clock: Clock) -> Result<String> {
-    let version = tool::output(Command::new(PROGRAM).arg("--version"))?;
+    let version = artifacts::emulator()?.version()?;
     let options = clock.options();
     Ok(format!("{version}{MACHINE}{options}{KERNEL_COMMAND_LINE}{}", include_str!("qemu.rs")))
 }
@@ -107,7 +104,8 @@ impl Qemu {
         let state_uri = state.as_ref().map(|it| format!("fd:{}", child::number(it))).unwrap_or_default();
         let share = if memory == Memory::Save { "on" } else { "off" };
 
-        let mut command = Command::new(PROGRAM);
+        let emulator = artifacts::emulator()?;
+        let mut command = emulator.command();
         command
             .args(MACHINE.split_whitespace())
             .args(clock.options().split_whitespace())
@@ -145,7 +143,7 @@ impl Qemu {
             command.args(["-incoming", "defer"]);
         }
         let inherited = [qmp_theirs, link_theirs, parcel].into_iter().chain(state).collect();
-        let child = child::spawn(&mut command, inherited).with_context(|| format!("start {PROGRAM}"))?;
+        let child = child::spawn(&mut command, inherited).context("start the emulator")?;
         // Holds our copies of their ends of the sockets, which would hide QEMU's death.
         drop(command);
         let mut qemu = Self { child, log };

@@ -3,6 +3,7 @@
 mod compare;
 mod docs;
 mod first_entry;
+mod footprint;
 mod noise;
 mod partners;
 mod plot;
@@ -22,6 +23,7 @@ use ozone_tests::host::{self, Clock, Parcel, Put, Stdin, TestHost};
 use ozone_tests::{artifacts, build, paths, progress};
 
 pub use compare::{Contender, Context};
+use noise::{Mark, Noise};
 pub use row::{Figure, Report, Row};
 use suites::{Place, SUITES, Suite};
 
@@ -97,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     }
     ensure!(arguments.runs > 0, "--runs 0 measures nothing");
     let suites = arguments.suites.iter().map(|name| find(name)).collect::<Result<Vec<_>>>()?;
-    prerequisites::ensure_programs(suites.iter().any(|suite| suite.place != Place::Here), !arguments.no_install)?;
+    prerequisites::ensure_programs(!arguments.no_install)?;
     build::product()?;
     let mut reports = Vec::new();
     for suite in suites {
@@ -162,11 +164,20 @@ fn in_test_host(suite: &Suite, memory: u64, clock: Clock, arguments: &Arguments)
     let parcel = Parcel::pack(&puts)?;
     let mut host = progress::step("resume the test host", || TestHost::resume(&snapshot, &parcel))?;
     let command = wire::Command { argv, env: host::environment(), terminal: None };
+    let (mark, mut noise) = (Mark::now()?, Noise::default());
     let exit = host.run(command, Stdin::Empty, Some(DEADLINE), &mut show)?;
     if exit != wire::Exit::Code(0) {
         bail!("the suite {} ended with {}", suite.name, exit.shell_code());
     }
-    Ok(serde_json::from_slice(&host.fetch(REPORT)?)?)
+    let mut report: Report = serde_json::from_slice(&host.fetch(REPORT)?)?;
+    // The test host does not see what else this machine does. Where it counts instructions, it does not matter either.
+    noise.add(&mark)?;
+    if let (Clock::Wall, Some(note)) = (clock, noise.note()) {
+        for row in &mut report.rows {
+            row.note.get_or_insert_with(|| note.clone());
+        }
+    }
+    Ok(report)
 }
 
 fn folder_puts(folder: &Path) -> Result<Vec<Put>> {

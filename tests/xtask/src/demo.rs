@@ -71,7 +71,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// Runs the demo where KVM is.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let place = arguments.host.unwrap_or_else(pick);
-    prerequisites::ensure_programs(place == Choice::Nested, !arguments.no_install)?;
+    prerequisites::ensure_programs(!arguments.no_install)?;
     let shell = host::is_terminal() && arguments.json.is_none();
     match place {
         Choice::Kvm => {

@@ -33,7 +33,7 @@ pub struct Arguments {
 
 /// Runs the command in a test host and returns its exit status.
 pub fn run(arguments: Arguments) -> Result<u8> {
-    prerequisites::ensure_programs(true, !arguments.no_install)?;
+    prerequisites::ensure_programs(!arguments.no_install)?;
     let mut puts: Vec<_> = build::product()?.into_iter().map(Put::executable).collect();
     puts.extend(arguments.put.iter().map(|text| parse_put(text)));
     let snapshot = host::snapshot(arguments.memory.unwrap_or(DEFAULT_MEMORY))?;

@@ -12,9 +12,6 @@ type Program = (&'static str, &'static str);
 /// For making the guest's files.
 const GUEST: [Program; 3] = [("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("mke2fs", "e2fsprogs")];
 
-/// For the test host.
-const TEST_HOST: Program = ("qemu-system-x86_64", "qemu-system-x86");
-
 /// Something is missing and was not installed; its text is the command that does.
 #[derive(Debug)]
 pub struct Lacking(String);
@@ -27,10 +24,10 @@ impl fmt::Display for Lacking {
 
 impl std::error::Error for Lacking {}
 
-/// Sees to it that guests can be made and, if `test_host`, that the test host can run.
-pub fn ensure_programs(test_host: bool, install: bool) -> Result<()> {
-    let wanted = GUEST.into_iter().chain(test_host.then_some(TEST_HOST));
-    let packages: Vec<_> = wanted.filter(|(program, _)| !tool::exists(program)).map(|(_, package)| package).collect();
+/// Sees to it that guests and the test host can be made. The emulator is fetched like a kernel is.
+pub fn ensure_programs(install: bool) -> Result<()> {
+    let packages: Vec<_> =
+        GUEST.into_iter().filter(|(program, _)| !tool::exists(program)).map(|(_, package)| package).collect();
     if packages.is_empty() {
         return Ok(());
     }

@@ -23,7 +23,7 @@ pub struct Arguments {
 /// Runs every check, the quick ones first; the first that fails ends it.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     let install = !arguments.no_install;
-    prerequisites::ensure_programs(arguments.host == Choice::Nested, install)?;
+    prerequisites::ensure_programs(install)?;
     if arguments.filter.is_none() {
         prerequisites::ensure_cargo_tools(install)?;
         checks()?;

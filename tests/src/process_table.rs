@@ -19,7 +19,7 @@ const GUEST_MEMORY_KIB: u64 = 1024;
 /// One process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Process {
-    /// Its name as the kernel knows it (comm).
+    /// What it is in the VM: `ozone`, or the name that `ozone` gave it, such as `blk/disk0`.
     pub role: String,
     /// Its process id as seen from outside its namespace.
     pub pid: i32,
@@ -96,12 +96,12 @@ pub fn read(root: i32) -> Result<Vec<Process>> {
                 })
                 .map(str::to_owned)
                 .collect();
-            process(*pid, own).with_context(|| format!("read process {pid}"))
+            process(*pid, *pid == root, own).with_context(|| format!("read process {pid}"))
         })
         .collect()
 }
 
-fn process(pid: i32, own_namespaces: Vec<String>) -> Result<Process> {
+fn process(pid: i32, is_root: bool, own_namespaces: Vec<String>) -> Result<Process> {
     let directory = directory(pid);
     let status = fs::read_to_string(directory.join("status"))?;
     let field = |name: &str| {
@@ -114,7 +114,7 @@ fn process(pid: i32, own_namespaces: Vec<String>) -> Result<Process> {
     let uid = field("Uid")?.split_whitespace().next().context("no uid")?.parse()?;
     let set = |name| Ok::<_, anyhow::Error>(field(name)?.to_owned());
     Ok(Process {
-        role: field("Name")?.to_owned(),
+        role: role(&fs::read(directory.join("cmdline"))?, field("Name")?, is_root),
         pid,
         uid,
         capabilities: Capabilities {
@@ -130,6 +130,15 @@ fn process(pid: i32, own_namespaces: Vec<String>) -> Result<Process> {
         descriptors: descriptors(&directory)?,
         private_kib: private_kib(&fs::read_to_string(directory.join("smaps"))?),
     })
+}
+
+/// A child's name is its first argument: the kernel's own name for it (comm) ends after 15 bytes. `ozone`'s first argument
+/// is whatever its user typed.
+fn role(arguments: &[u8], comm: &str, is_root: bool) -> String {
+    match arguments.split(|byte| *byte == 0).next() {
+        Some(name) if !is_root && !name.is_empty() => String::from_utf8_lossy(name).into_owned(),
+        _ => comm.to_owned(),
+    }
 }
 
 fn directory(pid: i32) -> PathBuf {
@@ -349,6 +358,13 @@ Private_Dirty:         8 kB
         assert_eq!(rows.len(), 1);
         assert!(!broken_promises(&rows, 0).is_empty());
         assert!(table(&rows).contains("private KiB"));
+    }
+
+    #[test]
+    fn a_role_is_told_in_full() {
+        assert_eq!(role(b"console/console0\0", "console/console", false), "console/console0");
+        assert_eq!(role(b"/usr/bin/ozone\0run\0", "ozone", true), "ozone");
+        assert_eq!(role(b"", "kworker/0:1", false), "kworker/0:1");
     }
 
     #[test]

@@ -12,12 +12,16 @@ use ozone_tests::artifacts::GuestFiles;
 use ozone_tests::harness::Test;
 use ozone_tests::vm::{Vm, executable};
 
+use crate::kvm_device;
+use crate::traces::Traces;
+
 /// The tests of this file.
 pub const TESTS: [Test; 6] = [
-    Test::local("input::wrong_options_are_the_users_fault", wrong_options),
-    Test::local("input::wrong_files_are_the_users_fault", wrong_files),
-    Test::local("input::wrong_specs_are_the_users_fault", wrong_specs),
-    Test::local("input::a_host_without_kvm_is_the_hosts_fault", a_host_without_kvm),
+    // In a host of their own: elsewhere others come and go, and nobody can tell what is left behind.
+    Test::host("input::wrong_options_are_the_users_fault", wrong_options),
+    Test::host("input::wrong_files_are_the_users_fault", wrong_files),
+    Test::host("input::wrong_specs_are_the_users_fault", wrong_specs),
+    Test::host("input::a_host_without_kvm_is_the_hosts_fault", a_host_without_kvm),
     Test::host("input::a_truncated_debian_kernel_is_the_users_fault", a_truncated_debian_kernel),
     Test::host("input::what_does_not_fit_into_memory_is_the_users_fault", what_does_not_fit),
 ];
@@ -26,13 +30,21 @@ const END: Duration = Duration::from_secs(30);
 const INPUT: i32 = 2;
 const HOST: i32 = 3;
 
-/// Runs `ozone` with these arguments; it must end with `code` and one line that has every word of `says`.
+/// Runs `ozone` with these arguments; it must end with `code` and one line that has every word of `says`, and leave nothing
+/// behind. With a pipe for its input, and with none.
 fn refused(arguments: &[&str], code: i32, says: &[&str]) -> Result<()> {
     refused_by(Command::new(executable("ozone")).args(arguments), code, says).with_context(|| format!("{arguments:?}"))
 }
 
 fn refused_by(command: &mut Command, code: i32, says: &[&str]) -> Result<()> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let before = Traces::of_this_host()?;
+    refused_with(command.stdin(Stdio::piped()), code, says).context("with a pipe for its input")?;
+    refused_with(command.stdin(Stdio::null()), code, says).context("without input")?;
+    before.expect_again()
+}
+
+fn refused_with(command: &mut Command, code: i32, says: &[&str]) -> Result<()> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut vm = Vm::spawn(command)?;
     vm.expect_exit(code, END)?;
     // The stream ends with the process; whatever comes is there by then.
@@ -71,6 +83,8 @@ fn wrong_options() -> Result<()> {
     run(&["--net", "mac=52:54:00:12:34"], &["--net", "mac"])?;
     run(&["--net", "mac=53:54:00:12:34:56"], &["--net", "mac"])?;
     run(&["--net", "tap=nosuchtap0"], &["--net", "nosuchtap0"])?;
+    run(&["--net", "tap=lo"], &["--net", "'lo' is not a tap"])?;
+    run(&["--net", "queues=9"], &["--net", "queues is 1 to 8"])?;
     run(&["--net", "colour=blue"], &["--net", "colour"])?;
     run(&["--colour", "blue"], &["--colour"])?;
     run(&["--console", "telephone"], &["--console", "telephone"])
@@ -132,16 +146,10 @@ fn a_host_without_kvm() -> Result<()> {
     let file = some_file()?;
     fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644))?;
     let kernel = file.path().to_str().context("path")?;
-    if fs::metadata("/dev/kvm")?.permissions().mode() & 0o006 == 0 {
-        refused_by(as_nobody().args(["run", "--kernel", kernel]), HOST, &["/dev/kvm"])?;
-    }
-    // A mount namespace of our own, in which /dev/kvm is not there.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).context("unshare")?;
-    let private = nix::mount::MsFlags::MS_PRIVATE | nix::mount::MsFlags::MS_REC;
-    nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-    nix::mount::mount(Some("none"), "/dev", Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)?;
-    fs::write("/dev/null", "")?;
-    refused(&["run", "--kernel", kernel], HOST, &["/dev/kvm"])
+    kvm_device::with_mode(0o600)?;
+    refused_by(as_nobody().args(["run", "--kernel", kernel]), HOST, &["/dev/kvm", "user 65534 has no rights"])?;
+    kvm_device::without()?;
+    refused(&["run", "--kernel", kernel], HOST, &["/dev/kvm", "no KVM"])
 }
 
 fn a_truncated_debian_kernel() -> Result<()> {

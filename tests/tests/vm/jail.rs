@@ -1,24 +1,31 @@
 //! What the processes of a machine have, read from /proc while it runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
+use agent::layout::ORDINARY_USER;
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use ozone_tests::harness::Test;
 use ozone_tests::process_table::{broken_promises, table};
-use ozone_tests::vm::Guest;
+use ozone_tests::vm::{ANSWER, BOOT, Guest, Vm, executable};
+
+use crate::kvm_device;
+use crate::traces::Traces;
 
 /// The tests of this file.
-pub const TESTS: [Test; 3] = [
+pub const TESTS: [Test; 4] = [
     Test::host("jail::every_process_keeps_its_promises", every_process_keeps_its_promises),
     Test::host(
         "jail::leaked_descriptors_and_environment_stay_outside",
         leaked_descriptors_and_environment_stay_outside,
     ),
     Test::host("jail::children_have_an_empty_root_and_no_core_dumps", children_have_an_empty_root_and_no_core_dumps),
+    Test::host("jail::an_ordinary_user_runs_a_machine_with_one_uid", an_ordinary_user_runs_a_machine_with_one_uid),
 ];
 
 fn guest() -> Result<(Guest, tempfile::TempPath)> {
@@ -33,7 +40,9 @@ fn every_process_keeps_its_promises() -> Result<()> {
     let mut vm = guest.boot()?;
     let processes = vm.processes()?;
     println!("{}", table(&processes));
-    ensure!(processes.len() == 5, "ozone, core, blk, net and console:\n{}", table(&processes));
+    let roles: BTreeSet<&str> = processes.iter().map(|process| process.role.as_str()).collect();
+    let expected = ["ozone", "core", "blk/disk0", "net/net0", "console/console0"];
+    ensure!(processes.len() == 5 && roles == BTreeSet::from(expected), "not {expected:?}:\n{}", table(&processes));
     let broken = broken_promises(&processes, vm.pid());
     ensure!(broken.is_empty(), "{broken:#?}");
     for process in processes.iter().filter(|process| process.pid != vm.pid()) {
@@ -91,4 +100,33 @@ fn children_have_an_empty_root_and_no_core_dumps() -> Result<()> {
         ensure!(core.split_whitespace().nth(4) == Some("0"), "{}: {core}", process.role);
     }
     vm.power_off()
+}
+
+fn an_ordinary_user_runs_a_machine_with_one_uid() -> Result<()> {
+    kvm_device::with_mode(0o666)?;
+    let guest = Guest::new()?;
+    let disk = guest.root_disk()?;
+    chown(&disk, Some(ORDINARY_USER), Some(ORDINARY_USER))?;
+    let before = Traces::of_this_host()?;
+    let mut command = Command::new(executable("ozone"));
+    command.args(guest.disk(&disk).arguments()).uid(ORDINARY_USER).gid(ORDINARY_USER);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut vm = Vm::spawn(&mut command)?;
+    vm.expect_error(
+        &format!("every process runs as uid {ORDINARY_USER}, each in a user namespace of its own"),
+        ANSWER,
+    )?;
+    vm.expect("ozone-guest: ready\n", BOOT)?;
+    let processes = vm.processes()?;
+    ensure!(processes.len() == 4, "ozone, core, blk and console:\n{}", table(&processes));
+    ensure!(processes.iter().all(|process| process.uid == ORDINARY_USER), "{}", table(&processes));
+    for process in processes.iter().filter(|process| process.pid != vm.pid()) {
+        let own = process.own_namespaces.iter().any(|name| name == "user");
+        ensure!(own, "{} has no user namespace of its own", process.role);
+    }
+    // Of the promises, only that of a uid of its own cannot be kept.
+    let broken = broken_promises(&processes, vm.pid());
+    ensure!(broken.iter().all(|promise| promise.contains("user id")), "{broken:#?}");
+    vm.power_off()?;
+    before.expect_again()
 }

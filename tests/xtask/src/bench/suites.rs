@@ -3,7 +3,9 @@
 mod blk_native;
 mod boot;
 mod exits;
+mod guest_io;
 mod launch;
+mod memory;
 mod net_native;
 
 use anyhow::Result;
@@ -74,6 +76,13 @@ pub const SUITES: &[Suite] = &[
         run: boot::run,
     },
     Suite {
+        name: "memory",
+        about: "what the Nth machine costs, per process and to the host",
+        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        puts: nothing,
+        run: memory::run,
+    },
+    Suite {
         name: "blk-native",
         about: "the disk's backend alone, beside qemu-storage-daemon and fio on the file",
         place: Place::Here,
@@ -86,5 +95,12 @@ pub const SUITES: &[Suite] = &[
         place: Place::Here,
         puts: nothing,
         run: net_native::run,
+    },
+    Suite {
+        name: "guest-io",
+        about: "disk and network as a guest's programs see them, beside QEMU",
+        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        puts: guest_io::puts,
+        run: guest_io::run,
     },
 ];

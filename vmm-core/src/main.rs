@@ -51,7 +51,12 @@ fn main() -> ExitCode {
         Err(fault) => FromCore::Failed(fault),
     };
     match control.send(&last_word) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            // Until ozone has read it: Linux up to 6.1 throws away what a closing socket's peer has not read yet, if that
+            // peer sends at the same moment.
+            while control.receive().is_ok() {}
+            ExitCode::SUCCESS
+        }
         Err(_) => ExitCode::FAILURE,
     }
 }

@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{Shutdown, shutdown};
 use ozone_tests::payload::Code;
 use protocol::{Boot, Cause, Channel, CpuModel, Cpus, Fault, FaultKind, FromCore, LinkError, Machine, Memory, ToCore};
 
@@ -65,7 +66,7 @@ impl Core {
 
     fn next(&self) -> Result<FromCore, LinkError> {
         let deadline = Instant::now() + DEADLINE;
-        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&self.control), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
         let left = deadline.saturating_duration_since(Instant::now());
         let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();
         assert_eq!(ready, 1, "no message from the core within {DEADLINE:?}");
@@ -81,6 +82,8 @@ impl Core {
                 Err(error) => panic!("the core ended without a last word: {error}; {:?}", self.process.wait()),
             }
         };
+        // It stays until its last word was read.
+        shutdown(self.control.as_fd().as_raw_fd(), Shutdown::Both).unwrap();
         assert!(self.process.wait().unwrap().success());
         let mut text = Vec::new();
         self.serial.read_to_end(&mut text).unwrap();
@@ -199,11 +202,7 @@ fn the_core_ends_when_its_launcher_does() {
     let core = Core::boot(&Code::default().halt().elf(), None, "", 64 << 20, 1);
     assert!(matches!(core.next(), Ok(FromCore::Running)));
     let Core { control, process, .. } = &mut { core };
-    nix::sys::socket::shutdown(
-        std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(control)),
-        nix::sys::socket::Shutdown::Both,
-    )
-    .unwrap();
+    shutdown(control.as_fd().as_raw_fd(), Shutdown::Both).unwrap();
     let deadline = Instant::now() + DEADLINE;
     while process.try_wait().unwrap().is_none() {
         assert!(Instant::now() < deadline, "the core still runs {DEADLINE:?} after its control channel closed");

@@ -94,7 +94,15 @@ impl Device {
 
     /// The attendant has done a command.
     pub fn done(&self) {
-        self.conversation().end();
+        let idle = {
+            let mut conversation = self.conversation();
+            conversation.end();
+            conversation.deadline().is_none()
+        };
+        if idle {
+            // The main thread stops counting now, and not at a deadline in the middle of something else.
+            let _ = self.events.send(Event::Conversation);
+        }
     }
 
     /// What is under way with the backend.

@@ -46,6 +46,10 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a better explanation of a backend's end is waited for: when the core dies, its backends see that first.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// How long it is waited for when a backend ended cleanly, which it does only when the core hangs up: the core is dead, or
+/// about to say whom it lost. A large guest's memory takes a while to be given back.
+const SETTLE_AFTER_HANGUP: Duration = Duration::from_secs(5);
+
 /// How long the last output of a machine that came to its end by itself may take.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -480,9 +484,10 @@ impl<'a> Machine<'a> {
 
     /// Waits a moment for what explains an ending better.
     fn settle(&mut self, mut rank: Rank, mut ending: Ending, may_exit: bool) -> Ending {
-        let deadline = Instant::now() + SETTLE;
+        let start = Instant::now();
         while rank > Rank::Whole {
-            let event = self.processes.next(Some(deadline));
+            let patience = if rank == Rank::BackendLeft { SETTLE_AFTER_HANGUP } else { SETTLE };
+            let event = self.processes.next(Some(start + patience));
             if matches!(event, Event::Deadline) {
                 break;
             }

@@ -147,7 +147,9 @@ fn core() -> ExitCode {
         }
         "lost-after-hanging-up" => {
             sockets.clear();
-            say(FromCore::Lost { device: attached.remove(0), reason: "bad reply".into() });
+            // Devices are attached in the order in which their backends are ready, which is any.
+            let device = attached.into_iter().find(|device| device.as_str() == "follower").unwrap();
+            say(FromCore::Lost { device, reason: "bad reply".into() });
             wait(&control)
         }
         "until-resized" => loop {

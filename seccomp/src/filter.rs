@@ -93,7 +93,7 @@ pub fn install_setup(role: Role) -> Result<(), FilterError> {
 /// # Errors
 /// [`FilterError`].
 pub fn install_run(role: Role) -> Result<(), FilterError> {
-    install(role, policy::run(role))
+    install(role, &policy::run(role))
 }
 
 fn install(role: Role, rules: &[Rule]) -> Result<(), FilterError> {
@@ -145,7 +145,7 @@ mod tests {
         for role in Role::ALL {
             assert_eq!(launch_filters(role).unwrap().len(), 3, "{role}");
             compile(role, &policy::setup(role), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
-            compile(role, policy::run(role), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
+            compile(role, &policy::run(role), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
         }
     }
 

@@ -1,9 +1,10 @@
-//! The tables, one file per role.
+//! The tables: one file per role, and one for what all backends share.
 
 use std::fmt;
 
 use crate::filter::Rule;
 
+pub mod backend;
 pub mod blk;
 pub mod console;
 pub mod core;
@@ -41,25 +42,22 @@ impl fmt::Display for Role {
 
 /// All that `role` may do from its `main` until it is ready.
 pub fn setup(role: Role) -> Vec<Rule> {
-    [start::ANSWERED, start::ABSENT, start::SETUP, launch(role), run(role)].concat()
-}
-
-/// What `role` needs, beyond [`start::SETUP`] and its run table, until it is ready.
-pub fn launch(role: Role) -> &'static [Rule] {
-    match role {
-        Role::Core => core::LAUNCH,
-        Role::Blk => blk::LAUNCH,
-        Role::Net => net::LAUNCH,
-        Role::Console => console::LAUNCH,
-    }
+    let launch: &[&[Rule]] = match role {
+        Role::Core => &[core::LAUNCH],
+        Role::Blk => &[backend::LAUNCH, blk::LAUNCH],
+        Role::Net => &[backend::LAUNCH],
+        Role::Console => &[backend::LAUNCH, console::LAUNCH],
+    };
+    [start::ANSWERED.to_vec(), start::ABSENT.to_vec(), start::SETUP.to_vec(), launch.concat(), run(role)].concat()
 }
 
 /// What `role` may do once it is ready.
-pub fn run(role: Role) -> &'static [Rule] {
-    match role {
-        Role::Core => core::RUN,
-        Role::Blk => blk::RUN,
-        Role::Net => net::RUN,
-        Role::Console => console::RUN,
-    }
+pub fn run(role: Role) -> Vec<Rule> {
+    let run: &[&[Rule]] = match role {
+        Role::Core => &[core::RUN],
+        Role::Blk => &[backend::RUN, blk::RUN],
+        Role::Net => &[backend::RUN, net::RUN],
+        Role::Console => &[backend::RUN, console::RUN],
+    };
+    run.concat()
 }

@@ -1,57 +1,15 @@
 //! The tables of `blk`.
 
-use libc::{
-    F_GET_SEALS, F_GETFD, F_SETFD, MADV_DONTDUMP, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, SYS_brk,
-    SYS_clock_gettime, SYS_close, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_wait, SYS_eventfd2, SYS_exit_group,
-    SYS_fcntl, SYS_fdatasync, SYS_fstat, SYS_futex, SYS_lseek, SYS_madvise, SYS_mmap, SYS_munmap, SYS_ppoll,
-    SYS_preadv, SYS_preadv2, SYS_pwritev2, SYS_read, SYS_recvmsg, SYS_restart_syscall, SYS_sched_yield, SYS_sendmsg,
-    SYS_sigaltstack, SYS_write,
-};
+use libc::{SYS_fdatasync, SYS_lseek, SYS_preadv, SYS_pwritev2};
 
-use crate::filter::{Check, Rule, allow, allow_if};
+use crate::filter::{Rule, allow};
 
-const GUEST_MEMORY: &[Check] = &[
-    Check::Equals(2, (PROT_READ | PROT_WRITE).unsigned_abs()),
-    Check::Equals(3, (MAP_SHARED | MAP_NORESERVE).unsigned_abs()),
-];
+/// Until it is ready, beyond what every backend needs.
+pub const LAUNCH: &[Rule] = &[allow(SYS_lseek, "the size of the image or block device")];
 
-/// Until it is ready.
-pub const LAUNCH: &[Rule] = &[
-    allow(SYS_eventfd2, "what stops a queue, and what wakes the control thread"),
-    allow(SYS_epoll_create1, "what a queue waits with"),
-    allow(SYS_lseek, "the size of the image or block device"),
-];
-
-/// Once it is ready.
+/// Once it is ready, beyond what every backend may do.
 pub const RUN: &[Rule] = &[
-    // The disk.
     allow(SYS_preadv, "reads of the image into guest memory"),
     allow(SYS_pwritev2, "writes of the image from guest memory, durable ones by a flag"),
     allow(SYS_fdatasync, "flushes of the image"),
-    // The queues.
-    allow(SYS_epoll_wait, "a queue waits for a kick or its stop"),
-    allow(SYS_epoll_ctl, "the kick of a queue comes with its start and goes with its stop"),
-    allow(SYS_read, "the eventfds of our own: stop, wake"),
-    allow(SYS_write, "calls, stop, wake, log lines"),
-    allow(SYS_preadv2, "releases a queue that hangs in a call which the core has blocked"),
-    // vhost-user and control.
-    allow(SYS_recvmsg, "requests of the core, messages of ozone"),
-    allow(SYS_sendmsg, "replies to the core, messages to ozone"),
-    allow(SYS_ppoll, "the control thread waits"),
-    allow_if(SYS_fcntl, &[Check::Equals(1, F_GET_SEALS.unsigned_abs())], "whether guest memory can shrink"),
-    allow_if(SYS_fcntl, &[Check::Equals(1, F_SETFD.unsigned_abs())], "close-on-exec on received descriptors"),
-    allow(SYS_fstat, "the kind of a received descriptor, the size of guest memory"),
-    allow_if(SYS_mmap, GUEST_MEMORY, "guest memory, and nothing else"),
-    allow_if(SYS_madvise, &[Check::Equals(2, MADV_DONTDUMP.unsigned_abs())], "guest memory kept out of core files"),
-    allow(SYS_munmap, "guest memory that the core takes back"),
-    allow_if(SYS_fcntl, &[Check::Equals(1, F_GETFD.unsigned_abs())], "debug builds look before they close"),
-    allow(SYS_close, "received descriptors"),
-    // The libraries.
-    allow(SYS_brk, "the heap grows"),
-    allow(SYS_futex, "locks and channels between threads"),
-    allow(SYS_sched_yield, "the standard library's channels, under contention"),
-    allow(SYS_clock_gettime, "deadlines, where the kernel's clock page cannot answer"),
-    allow(SYS_restart_syscall, "a timed wait goes on after SIGSTOP and SIGCONT"),
-    allow(SYS_sigaltstack, "the standard library tidies its main thread up"),
-    allow(SYS_exit_group, "end of the process"),
 ];

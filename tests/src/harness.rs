@@ -150,8 +150,9 @@ fn conclude(tests: &[Test], choice: Choice) -> Conclusion {
     libtest_mimic::run(&arguments, trials)
 }
 
-/// Root, and a /dev/kvm that makes VMs.
-fn permits_local_tests() -> bool {
+/// Whether this machine can run tests of jail steps and tiny payloads: root, and a /dev/kvm that makes VMs.
+#[must_use]
+pub fn permits_local_tests() -> bool {
     nix::unistd::geteuid().is_root() && kvm_ioctls::Kvm::new().is_ok_and(|kvm| kvm.create_vm().is_ok())
 }
 

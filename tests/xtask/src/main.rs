@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod host;
 mod prerequisites;
+mod privileged;
 mod test;
 
 use std::process::ExitCode;

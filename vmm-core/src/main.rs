@@ -41,6 +41,8 @@ fn main() -> ExitCode {
     }
     let control: Control = match Channel::inherited() {
         Ok(control) => Arc::new(control),
+        // The machine has come to its end before this process began.
+        Err(LinkError::Closed) => return ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vmm-core: {error}; it is started by ozone, not by hand");
             return ExitCode::FAILURE;

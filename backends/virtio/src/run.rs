@@ -45,6 +45,8 @@ pub fn run<D: Device>(
     }
     let control = match Control::inherited() {
         Ok(control) => control,
+        // The machine has come to its end before this process began.
+        Err(LinkError::Closed) => return ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}: this program is started by ozone, not by hand");
             return ExitCode::FAILURE;

@@ -109,6 +109,9 @@ impl HostDevice {
         Ok(match self {
             Self::Disk(image) => DeviceSpec::Blk(BlkSpec {
                 image: image.incarnation(pause)?.into(),
+                sentinel: sentinel()?.into(),
+                direct: false,
+                successor: false,
                 read_only: image.read_only,
                 serial: image.serial.clone(),
                 queues: image.queues,
@@ -216,6 +219,13 @@ impl Executables {
         }
         Ok(Self { core, devices })
     }
+}
+
+/// The write end of a pipe whose read end nobody waits for as yet.
+fn sentinel() -> Result<OwnedFd, ResourceError> {
+    let (_, writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| ResourceError::host("make a pipe", errno.desc()))?;
+    Ok(writer)
 }
 
 /// Opens the file of `--boot-trace`.

@@ -572,13 +572,18 @@ fn is_progress(message: &Message) -> bool {
     matches!(
         message,
         Message::Core(FromCore::Attached { .. } | FromCore::Running | FromCore::Trace(_))
-            | Message::Backend(FromBackend::Ready | FromBackend::Resized | FromBackend::Trace(_))
+            | Message::Backend(
+                FromBackend::Ready | FromBackend::Resized | FromBackend::Resubmitted { .. } | FromBackend::Trace(_)
+            )
     )
 }
 
 fn kind_of(message: &Message) -> &'static str {
     match message {
         Message::Core(FromCore::Attached { .. }) => "Attached",
+        Message::Core(FromCore::Detached { .. }) => "Detached",
+        Message::Core(FromCore::Paused) => "Paused",
+        Message::Core(FromCore::Resumed) => "Resumed",
         Message::Core(FromCore::Running) => "Running",
         Message::Core(FromCore::Lost { .. }) => "Lost",
         Message::Core(FromCore::Exited(_)) => "Exited",
@@ -588,5 +593,7 @@ fn kind_of(message: &Message) -> &'static str {
         Message::Backend(FromBackend::Failed(_)) => "Failed",
         Message::Backend(FromBackend::Leave) => "Leave",
         Message::Backend(FromBackend::Resized) => "Resized",
+        Message::Backend(FromBackend::Alive { .. }) => "Alive",
+        Message::Backend(FromBackend::Resubmitted { .. }) => "Resubmitted",
     }
 }

@@ -125,6 +125,16 @@ impl DeviceSpec {
 pub struct BlkSpec {
     /// The raw image or block device: an open file description of this incarnation's own.
     pub image: Descriptor,
+    /// The write end of a pipe that nobody ever writes: held by every ring of the process (and by the process itself), so that
+    /// its read end reads as closed once no request of this incarnation is under way.
+    pub sentinel: Descriptor,
+    /// Whether `image` was opened with O_DIRECT, so that buffers, offsets and lengths have to be aligned for the host.
+    #[serde(default)]
+    pub direct: bool,
+    /// Whether an earlier process of this machine may have written to the image through the page cache: what the host could not
+    /// write of that has to be found out before a flush is answered.
+    #[serde(default)]
+    pub successor: bool,
     /// Whether writes are refused (VIRTIO_BLK_F_RO).
     pub read_only: bool,
     /// The answer to VIRTIO_BLK_T_GET_ID: at most 20 bytes of ASCII.

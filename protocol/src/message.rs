@@ -17,6 +17,29 @@ pub enum ToCore {
     Boot(Boot),
     /// Connect a device to its backend: at boot and after a backend's restart alike.
     Attach(Attach),
+    /// Let go of a device's backend in good order: its queues are stopped, all requests ended and answered, and nothing new is
+    /// taken until the next [`ToCore::Attach`]. Answered by [`FromCore::Detached`], or by [`FromCore::Lost`] if the backend does
+    /// not play its part.
+    Detach {
+        /// The device.
+        device: DeviceId,
+    },
+    /// The device's backend has ended, and nothing that it began is under way any more: no late read can reach guest memory.
+    /// Resets that wait for that are answered.
+    Gone {
+        /// The device.
+        device: DeviceId,
+    },
+    /// Tell the driver that the device is broken until it is reset (virtio 1.2, section 2.1.2). What was in flight is not
+    /// carried out again.
+    NeedsReset {
+        /// The device.
+        device: DeviceId,
+    },
+    /// Stop the vCPUs, then every queue. Answered by [`FromCore::Paused`]. A device attached meanwhile stays stopped.
+    Pause,
+    /// Start the queues again, then the vCPUs. Answered by [`FromCore::Resumed`].
+    Resume,
     /// Every device has been sent: start the vCPUs once all of them are attached.
     Run,
     /// Press the guest's power button (ACPI, through the generic event device).
@@ -32,11 +55,21 @@ pub enum ToCore {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FromCore {
-    /// The device's backend answered and offers what the guest will be shown.
+    /// The device's backend answered and offers what the guest is shown; if its driver is ready and the machine not paused, its
+    /// queues have been started.
     Attached {
         /// The device.
         device: DeviceId,
     },
+    /// The device's queues are stopped and its backend is not spoken to any more, as [`ToCore::Detach`] asked.
+    Detached {
+        /// The device.
+        device: DeviceId,
+    },
+    /// No vCPU runs and no queue is served. Devices whose backend is away are stopped as soon as one is attached.
+    Paused,
+    /// The queues have been told to run again and the vCPUs run.
+    Resumed,
     /// The vCPUs have been started.
     Running,
     /// A backend broke the protocol or went away.
@@ -81,6 +114,12 @@ pub enum ToBackend {
         /// Rows.
         rows: u16,
     },
+    /// Answer with [`FromBackend::Alive`] as soon as every queue's thread has been seen to go round. One that waits for the
+    /// host's storage counts as seen: slow storage is no hang.
+    Ping {
+        /// Returned in the answer.
+        number: u64,
+    },
 }
 
 /// A backend to `ozone`.
@@ -95,6 +134,16 @@ pub enum FromBackend {
     Leave,
     /// The size of [`ToBackend::Resize`] is in the configuration space now.
     Resized,
+    /// Every queue's thread goes round.
+    Alive {
+        /// The number of the [`ToBackend::Ping`].
+        number: u64,
+    },
+    /// A queue was started in which an earlier process had left requests: they are carried out once more.
+    Resubmitted {
+        /// How many.
+        requests: u32,
+    },
     /// What was done of the launch, and when; only when [`Start::trace`] asks for it.
     Trace(Vec<Mark>),
 }

@@ -104,7 +104,15 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
             Event::Control(Ok(ToCore::Run)) if !asked_to_run => asked_to_run = true,
             Event::Control(Ok(ToCore::PowerButton)) => machine.press_power_button(),
             Event::Control(Ok(ToCore::ConfigChanged { device })) => machine.config_changed(&device)?,
-            Event::Control(Ok(ToCore::Boot(_) | ToCore::Run)) => {
+            Event::Control(Ok(
+                ToCore::Boot(_)
+                | ToCore::Run
+                | ToCore::Detach { .. }
+                | ToCore::Gone { .. }
+                | ToCore::NeedsReset { .. }
+                | ToCore::Pause
+                | ToCore::Resume,
+            )) => {
                 return Err(Fault::internal("a message to the core that its state does not allow"));
             }
             Event::Control(Err(LinkError::Closed)) => return Err(Fault::internal("ozone is gone")),

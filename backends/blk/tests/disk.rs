@@ -36,7 +36,16 @@ const INDIRECT: u64 = Guest::FREE + 0x8000;
 
 fn spec(image: &File, read_only: bool, queues: u16) -> DeviceSpec {
     let image = OwnedFd::from(image.try_clone().unwrap()).into();
-    DeviceSpec::Blk(BlkSpec { image, read_only, serial: "root".into(), queues })
+    let (_, sentinel) = std::io::pipe().unwrap();
+    DeviceSpec::Blk(BlkSpec {
+        image,
+        sentinel: OwnedFd::from(sentinel).into(),
+        direct: false,
+        successor: false,
+        read_only,
+        serial: "root".into(),
+        queues,
+    })
 }
 
 fn image(bytes: u64) -> File {

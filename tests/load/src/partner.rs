@@ -102,7 +102,16 @@ impl Image {
         let image = File::options().read(true).write(true).custom_flags(flags).open(&self.image);
         let image = image.with_context(|| format!("open {}", self.image.display()))?;
         let image = OwnedFd::from(image).into();
-        let spec = BlkSpec { image, read_only: false, serial: "load".into(), queues: self.queues };
+        let (_, sentinel) = std::io::pipe()?;
+        let spec = BlkSpec {
+            image,
+            sentinel: OwnedFd::from(sentinel).into(),
+            direct: self.direct,
+            successor: false,
+            read_only: false,
+            serial: "load".into(),
+            queues: self.queues,
+        };
         ozone(self.executable.as_deref(), "ozone-blk", DeviceSpec::Blk(spec))
     }
 

@@ -140,7 +140,15 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     pub fn pair() -> Result<(Self, OwnedFd), LinkError> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(LinkError::Send)?;
-        Ok((Self::over(ours)?, theirs))
+        Ok((Self::connected(ours)?, theirs))
+    }
+
+    /// One end of a connected `SOCK_SEQPACKET` socket.
+    ///
+    /// # Errors
+    /// The greeting's [`LinkError`].
+    pub fn connected(socket: OwnedFd) -> Result<Self, LinkError> {
+        Self::over(socket).map_err(|(error, _)| error)
     }
 
     /// The child's end: descriptor [`CONTROL`], as left by the jailer.
@@ -151,14 +159,16 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         // SAFETY: the jailer leaves exactly the descriptors 0 to 3 open and this is called once, first thing in main;
         // when started by hand the number may be closed, in which case every use answers EBADF.
         let socket = unsafe { OwnedFd::from_raw_fd(CONTROL) };
-        Self::over(socket)
-    }
-
-    fn over(socket: OwnedFd) -> Result<Self, LinkError> {
-        if let Err(error) = send(socket.as_fd(), &Hello { version: VERSION, features: Vec::new() }, MsgFlags::empty()) {
+        Self::over(socket).map_err(|(error, socket)| {
             // A number that is no open descriptor must not reach close(2) through drop: the standard library aborts on it.
             let _ = socket.into_raw_fd();
-            return Err(error);
+            error
+        })
+    }
+
+    fn over(socket: OwnedFd) -> Result<Self, (LinkError, OwnedFd)> {
+        if let Err(error) = send(socket.as_fd(), &Hello { version: VERSION, features: Vec::new() }, MsgFlags::empty()) {
+            return Err((error, socket));
         }
         Ok(Self { socket, greeted: AtomicBool::new(false), direction: PhantomData })
     }
@@ -304,7 +314,7 @@ mod tests {
         B: Serialize + DeserializeOwned,
     {
         let (ours, theirs) = Channel::pair().unwrap();
-        (ours, Channel::over(theirs).unwrap())
+        (ours, Channel::connected(theirs).unwrap())
     }
 
     #[test]
@@ -324,7 +334,7 @@ mod tests {
     #[test]
     fn an_unclaimed_descriptor_is_refused_and_closed() {
         let (ours, theirs) = Channel::<Carry, Plain>::pair().unwrap();
-        let there = Channel::<Plain, Plain>::over(theirs).unwrap();
+        let there = Channel::<Plain, Plain>::connected(theirs).unwrap();
         let (reader, writer) = nix::unistd::pipe().unwrap();
         ours.send(&Carry { name: "extra".into(), fds: vec![writer.into()] }).unwrap();
         assert!(matches!(there.receive(), Err(LinkError::Malformed(_))));
@@ -336,7 +346,7 @@ mod tests {
     #[test]
     fn a_missing_descriptor_is_refused() {
         let (ours, theirs) = Channel::<serde_json::Value, Plain>::pair().unwrap();
-        let there = Channel::<Plain, Carry>::over(theirs).unwrap();
+        let there = Channel::<Plain, Carry>::connected(theirs).unwrap();
         ours.send(&serde_json::json!({"name": "none", "fds": [0]})).unwrap();
         assert!(matches!(there.receive(), Err(LinkError::Malformed(_))));
     }
@@ -344,7 +354,7 @@ mod tests {
     #[test]
     fn one_descriptor_cannot_be_claimed_twice() {
         let (ours, theirs) = Channel::<serde_json::Value, Plain>::pair().unwrap();
-        let there = Channel::<Plain, Carry>::over(theirs).unwrap();
+        let there = Channel::<Plain, Carry>::connected(theirs).unwrap();
         ours.send(&serde_json::json!({"name": "none", "fds": [0, 0]})).unwrap();
         assert!(matches!(there.receive(), Err(LinkError::Malformed(_))));
     }

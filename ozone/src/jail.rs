@@ -127,12 +127,20 @@ fn clone_remedy(errno: Errno) -> &'static str {
 /// A child that has been cloned and is on its way through the steps. Dropping it ends it.
 #[derive(Debug)]
 pub struct Entering {
+    jailed: Jailed,
+    progress: Progress,
+}
+
+/// How far a child is with the steps. Its descriptor is readable when there is news.
+#[derive(Debug)]
+pub struct Progress {
     process: Process,
     steps: Vec<Planned>,
-    jailed: Jailed,
     status: File,
-    /// When clone3 was called, if a trace is wanted.
-    cloned: u64,
+    /// When the last step was done, if a trace is wanted.
+    last: u64,
+    /// The steps that were done, from when until when, likewise.
+    done: Vec<(&'static str, u64, u64)>,
 }
 
 /// A child in its jail, running its own executable. Dropping it ends it.
@@ -167,7 +175,8 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Entering, JailError> {
     let (pid, pidfd) = clone::into_namespaces(steps::namespaces(plan), || steps::run(plan, &steps, writer.as_fd()))
         .map_err(|errno| JailError::Clone { process: process(), errno })?;
     let jailed = Jailed { pid, pidfd, status: None, steps: Vec::new() };
-    Ok(Entering { process: process(), steps, jailed, status: File::from(reader), cloned })
+    let progress = Progress { process: process(), steps, status: File::from(reader), last: cloned, done: Vec::new() };
+    Ok(Entering { jailed, progress })
 }
 
 impl Entering {
@@ -177,11 +186,28 @@ impl Entering {
     /// [`JailError::Step`] names the step that failed. The child is gone then.
     pub fn wait(mut self, patience: Duration) -> Result<Jailed, JailError> {
         let deadline = Instant::now() + patience;
-        let mut last = self.cloned;
         loop {
-            if !readable(self.status.as_fd(), deadline) {
-                return Err(JailError::Silent { process: self.process, after: patience });
+            if !readable(self.progress.as_fd(), deadline) {
+                return Err(JailError::Silent { process: self.progress.process, after: patience });
             }
+            if let Some(outcome) = self.progress.look() {
+                outcome?;
+                self.jailed.steps = self.progress.done;
+                return Ok(self.jailed);
+            }
+        }
+    }
+
+    /// The child, and how far it is, for someone who has more to wait for.
+    pub fn follow(self) -> (Jailed, Progress) {
+        (self.jailed, self.progress)
+    }
+}
+
+impl Progress {
+    /// Takes the news that are there. Nothing while the child is on its way; then whether it has become its executable.
+    pub fn look(&mut self) -> Option<Result<(), JailError>> {
+        while readable(self.status.as_fd(), Instant::now()) {
             // A report is one write and as long as this read, so it is read whole.
             let mut report = [0; steps::REPORT];
             let length = match self.status.read(&mut report) {
@@ -189,17 +215,24 @@ impl Entering {
                 other => other.unwrap_or(0),
             };
             let Some(Report { index, errno, at }) = Report::parse(report.get(..length).unwrap_or_default()) else {
-                return Ok(self.jailed);
+                return Some(Ok(()));
             };
             let step = match index.checked_sub(1) {
                 None => "clone3",
                 Some(index) => self.steps.get(index).map_or("an unknown step", |planned| planned.step.name()),
             };
-            match errno {
-                Some(errno) => return Err(JailError::Step { process: self.process, step, errno }),
-                None => self.jailed.steps.push((step, std::mem::replace(&mut last, at), at)),
+            if let Some(errno) = errno {
+                return Some(Err(JailError::Step { process: self.process.clone(), step, errno }));
             }
+            self.done.push((step, std::mem::replace(&mut self.last, at), at));
         }
+        None
+    }
+}
+
+impl AsFd for Progress {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.status.as_fd()
     }
 }
 

@@ -22,6 +22,35 @@ pub enum Command {
     Run(Options),
     /// Print the machine that the same options describe as JSON, for --spec
     Spec(Options),
+    /// Replace processes of a running machine's devices by new ones; its guest notices nothing. Returns when they serve
+    Restart {
+        /// The machine, as --name calls it
+        name: String,
+        /// Its devices, as id= calls them or 'ozone status' does
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "DEVICE")]
+        devices: Vec<String>,
+        /// Every device
+        #[arg(long)]
+        all: bool,
+    },
+    /// Stop a running machine's processors and queues. Returns when nothing moves
+    Pause {
+        /// The machine, as --name calls it
+        name: String,
+    },
+    /// Let a paused machine go on. Returns when its processors run
+    Resume {
+        /// The machine, as --name calls it
+        name: String,
+    },
+    /// Show how a running machine and its devices are, and how often each was started again
+    Status {
+        /// The machine, as --name calls it
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The machine, as options. What an option says goes before what the file of --spec says.
@@ -44,6 +73,8 @@ pub struct Options {
     pub memory: Option<String>,
     /// A disk, from a raw image or a block device; a comma in the path is written twice.
     /// Example: --disk path=root.img,readonly,id=root,queues=2
+    /// 'direct' passes the host's page cache by. Every device has restart=always, on-failure or never: when a process of it
+    /// that was lost is started again; and on-fail=wait, needs-reset or stop-vm: what a loss means for the guest
     #[arg(long, value_name = "KEYS")]
     pub disk: Vec<String>,
     /// A network interface, on the tap of that name or else on one made for the run.
@@ -55,7 +86,7 @@ pub struct Options {
     /// Example: --console socket=/tmp/vm.console
     #[arg(long, value_name = "WHERE")]
     pub console: Vec<String>,
-    /// The machine's name in messages. Example: --name web1
+    /// The machine's name, by which 'ozone restart', 'pause', 'resume' and 'status' find it. Example: --name web1
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// The machine as JSON, as printed by `ozone spec`; other options go before it. Example: --spec vm.json

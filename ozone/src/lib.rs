@@ -2,12 +2,14 @@
 //! and sees to their end.
 
 pub mod cli;
+pub mod control;
 pub mod exit;
 pub mod ioctl;
 pub mod jail;
 pub mod process;
 pub mod report;
 pub mod resources;
+pub mod runtime;
 pub mod spec;
 pub mod supervisor;
 pub mod trace;

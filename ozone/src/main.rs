@@ -6,11 +6,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use ozone::cli::{self, Command, Options, Parsed};
+use ozone::control::client;
+use ozone::control::message::{Answer, Request};
+use ozone::control::server::Server;
 use ozone::exit::Ending;
 use ozone::report;
 use ozone::resources::{self, Resources, terminal};
+use ozone::runtime;
 use ozone::spec::{self, VmSpec, file::SpecFile};
-use ozone::supervisor::{Signals, Spawned};
+use ozone::supervisor::{Setting, Signals, Spawned, Tallies};
 use ozone::trace::Trace;
 use ozone::uids::Uids;
 use protocol::Fault;
@@ -28,6 +32,19 @@ fn main() -> ExitCode {
             Err(fault) => end(&Ending::Fault(fault)),
         },
         Command::Run(options) => end(&run(&options).unwrap_or_else(Ending::Fault)),
+        Command::Restart { name, devices, all: _ } => {
+            ask(client::devices(&devices).and_then(|devices| client::ask(&name, &Request::Restart { devices })))
+        }
+        Command::Pause { name } => ask(client::ask(&name, &Request::Pause)),
+        Command::Resume { name } => ask(client::ask(&name, &Request::Resume)),
+        Command::Status { name, json } => match client::ask(&name, &Request::Status) {
+            Ok(Answer::Status(status)) if json => match serde_json::to_string_pretty(&status) {
+                Ok(text) => print(&(text + "\n")),
+                Err(error) => end(&Ending::Fault(Fault::internal(format!("write the status: {error}")))),
+            },
+            Ok(Answer::Status(status)) => print(&client::table(&status)),
+            other => ask(other),
+        },
     }
 }
 
@@ -38,6 +55,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     let trace = Trace::new(resources::trace_file(options.boot_trace.as_deref())?);
     trace.done(started, &"resolve the machine");
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
+    let server = server(&spec)?;
     let start = trace.now();
     let resources = Resources::open(&spec)?;
     trace.done(start, &"open resources");
@@ -46,8 +64,18 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     trace.done(start, &"claim uids");
     resources.announce(&spec);
     uids.announce();
+    let tallies = Tallies::new(spec.devices.len());
+    let setting = Setting {
+        spec: &spec,
+        resources: &resources,
+        uids: &uids,
+        signals: &signals,
+        server: server.as_ref(),
+        tallies: &tallies,
+        trace: &trace,
+    };
     let ending = loop {
-        let ending = launch(&spec, &resources, &uids, &signals, &trace).unwrap_or_else(|ending| ending);
+        let ending = launch(setting).unwrap_or_else(|ending| ending);
         match ending {
             Ending::Reset if spec.reboot => report::say("the guest reset itself: starting again"),
             ending => break ending,
@@ -58,17 +86,29 @@ fn run(options: &Options) -> Result<Ending, Fault> {
 }
 
 /// One incarnation of the machine: at the first start and after a reset alike.
-fn launch(
-    spec: &VmSpec,
-    resources: &Resources,
-    uids: &Uids,
-    signals: &Signals,
-    trace: &Trace,
-) -> Result<Ending, Ending> {
-    let spawned = Spawned::launch(spec, resources, uids, signals, trace)?;
+fn launch(setting: Setting<'_>) -> Result<Ending, Ending> {
+    let spawned = Spawned::launch(setting)?;
     let booting = spawned.boot()?;
     let running = booting.attach()?;
     Ok(running.supervise())
+}
+
+/// Where the machine is spoken to, if it has a name and its user a place for that.
+fn server(spec: &VmSpec) -> Result<Option<Server>, Fault> {
+    let Some(name) = &spec.name else { return Ok(None) };
+    let Some(directory) = runtime::directory() else {
+        report::say("XDG_RUNTIME_DIR is not set: 'ozone restart' and its like will not find this machine");
+        return Ok(None);
+    };
+    Ok(Some(Server::open(&directory, name)?))
+}
+
+/// What comes of a command to a machine.
+fn ask(outcome: Result<Answer, Fault>) -> ExitCode {
+    match outcome {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(fault) => end(&Ending::Fault(fault)),
+    }
 }
 
 /// `ozone spec`: the machine that the options describe.

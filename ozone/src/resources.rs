@@ -1,7 +1,7 @@
 //! Every host path becomes a descriptor here and nowhere else, before any process starts.
 //!
 //! What is made for the run (taps, sockets, locks) lives as long as [`Resources`]; what belongs to one incarnation of a
-//! process is made afresh by [`HostDevice::incarnation`].
+//! process is made afresh by [`HostDevice::prepare`].
 
 use std::fmt;
 use std::fs::File;
@@ -9,12 +9,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::Mode;
+use nix::unistd::pipe2;
 use protocol::{BlkSpec, ConsoleSpec, DeviceKind, DeviceSpec, Fault, FaultKind, NetSpec};
 
 use crate::ioctl;
@@ -93,38 +93,91 @@ pub enum HostDevice {
     Console(console::Place),
 }
 
-impl HostDevice {
-    /// What a fresh backend process is handed. `serial` goes to a console; `pause` is called while a disk has to be waited
-    /// for (see [`disk::Image::incarnation`]).
+/// What the next process of a device is handed, if nothing that an earlier one began is in its way.
+#[derive(Debug)]
+pub struct Prepared {
+    image: Option<disk::Fresh>,
+}
+
+impl Prepared {
+    /// Whether nothing is in its way any more; asked again and again until then.
     ///
     /// # Errors
-    /// [`ResourceError`] when the host no longer gives what it gave before, and what `pause` answers.
-    pub fn incarnation<E: From<ResourceError>>(
+    /// [`ResourceError`] when the host cannot say.
+    pub fn is_free(&self) -> Result<bool, ResourceError> {
+        self.image.as_ref().map_or(Ok(true), disk::Fresh::is_drained)
+    }
+}
+
+/// A device for one process, and what tells when everything that this process began has ended.
+#[derive(Debug)]
+pub struct Incarnation {
+    /// What the process serves.
+    pub spec: DeviceSpec,
+    /// The read end of a pipe that only this process, and what it has asked the kernel for, holds the other end of.
+    pub sentinel: Option<OwnedFd>,
+}
+
+impl HostDevice {
+    /// Makes ready what belongs to one process alone.
+    ///
+    /// # Errors
+    /// [`ResourceError`] when the host no longer gives what it gave before.
+    pub fn prepare(&self) -> Result<Prepared, ResourceError> {
+        let image = match self {
+            Self::Disk(image) => Some(image.fresh()?),
+            Self::Net(_) | Self::Console(_) => None,
+        };
+        Ok(Prepared { image })
+    }
+
+    /// What a process is handed: what was prepared for it, once that is free. `serial` goes to a console; a `successor` comes
+    /// after another process of the same machine.
+    ///
+    /// # Errors
+    /// [`ResourceError`] for want of descriptors.
+    pub fn hand_over(
         &self,
+        prepared: Prepared,
         serial: Option<OwnedFd>,
-        pause: impl FnMut(Duration) -> Result<(), E>,
-    ) -> Result<DeviceSpec, E> {
+        successor: bool,
+    ) -> Result<Incarnation, ResourceError> {
         let copy =
             |fd: &OwnedFd| fd.try_clone().map_err(|error| ResourceError::host("duplicate a descriptor", said(&error)));
-        Ok(match self {
-            Self::Disk(image) => DeviceSpec::Blk(BlkSpec {
-                image: image.incarnation(pause)?.into(),
-                sentinel: sentinel()?.into(),
-                direct: false,
-                successor: false,
-                read_only: image.read_only,
-                serial: image.serial.clone(),
-                queues: image.queues,
-            }),
-            Self::Net(taps) => DeviceSpec::Net(NetSpec {
+        let spec = match (self, prepared.image) {
+            (Self::Disk(image), Some(fresh)) => {
+                let (reader, writer) =
+                    pipe2(OFlag::O_CLOEXEC).map_err(|errno| ResourceError::host("make a pipe", errno.desc()))?;
+                let spec = DeviceSpec::Blk(BlkSpec {
+                    image: fresh.into_fd().into(),
+                    sentinel: writer.into(),
+                    direct: image.direct,
+                    successor,
+                    read_only: image.read_only,
+                    serial: image.serial.clone(),
+                    queues: image.queues,
+                });
+                return Ok(Incarnation { spec, sentinel: Some(reader) });
+            }
+            (Self::Disk(_), None) => return Err(ResourceError::host("a disk", "was not prepared")),
+            (Self::Net(taps), _) => DeviceSpec::Net(NetSpec {
                 taps: taps.queues.iter().map(|queue| copy(queue).map(Into::into)).collect::<Result<_, _>>()?,
                 mac: taps.mac,
                 mtu: taps.mtu,
             }),
-            Self::Console(place) => {
+            (Self::Console(place), _) => {
                 DeviceSpec::Console(ConsoleSpec { host: place.host(copy)?, serial: serial.map(Into::into) })
             }
-        })
+        };
+        Ok(Incarnation { spec, sentinel: None })
+    }
+
+    /// What is said when something stays in the way.
+    pub fn draining(&self, seconds: u64) -> Option<ResourceError> {
+        match self {
+            Self::Disk(image) => Some(image.draining(seconds)),
+            Self::Net(_) | Self::Console(_) => None,
+        }
     }
 }
 
@@ -219,13 +272,6 @@ impl Executables {
         }
         Ok(Self { core, devices })
     }
-}
-
-/// The write end of a pipe whose read end nobody waits for as yet.
-fn sentinel() -> Result<OwnedFd, ResourceError> {
-    let (_, writer) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| ResourceError::host("make a pipe", errno.desc()))?;
-    Ok(writer)
 }
 
 /// Opens the file of `--boot-trace`.

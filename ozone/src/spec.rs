@@ -14,9 +14,11 @@ use crate::cli::Options;
 
 pub mod file;
 pub mod options;
+pub mod policy;
 pub mod size;
 
-use file::{ConsoleFile, CpusFile, DeviceFile, Devices, DiskFile, MemoryFile, NetFile, Size, SpecFile};
+use file::{ConsoleFile, CpusFile, DeviceEntry, DeviceFile, Devices, DiskFile, MemoryFile, NetFile, Size, SpecFile};
+use policy::Policy;
 
 /// The least memory of a machine in bytes: less does not hold a kernel and its initial ramdisk.
 pub const MEMORY_MIN: u64 = 64 << 20;
@@ -33,8 +35,8 @@ const FILE_MAX: u64 = 1 << 20;
 /// A machine that can be run, as far as can be told without looking at the host.
 #[derive(Debug)]
 pub struct VmSpec {
-    /// The name in messages.
-    pub name: String,
+    /// The name by which `ozone restart` and its like find it; without one nothing does.
+    pub name: Option<String>,
     /// The board.
     pub machine: Machine,
     /// The processor model.
@@ -73,6 +75,8 @@ pub struct Device {
     pub slot: u8,
     /// What it is.
     pub config: DeviceConfig,
+    /// What is done when its process is lost.
+    pub policy: Policy,
     /// The argument it comes from, for messages about it.
     pub argument: String,
 }
@@ -106,6 +110,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// Whether the guest may only read.
     pub read_only: bool,
+    /// Whether the host's page cache is passed by (O_DIRECT).
+    pub direct: bool,
     /// Request queues, at least 1.
     pub queues: u16,
 }
@@ -235,7 +241,7 @@ impl RawSpec {
         for text in &options.console {
             raw.add(options::console(text)?, "console")?;
         }
-        let has_console = raw.file.devices.0.iter().any(|(_, device)| matches!(device, DeviceFile::Console(_)));
+        let has_console = raw.file.devices.0.iter().any(|(_, entry)| matches!(entry.device, DeviceFile::Console(_)));
         if !has_console {
             raw.add(options::console("stdio")?, "console")?;
         }
@@ -246,7 +252,7 @@ impl RawSpec {
     /// same name is a mistake.
     fn add(&mut self, device: options::OptionDevice, stem: &str) -> Result<(), SpecError> {
         let taken = |name: &str| self.file.devices.0.iter().position(|(id, _)| id.as_str() == name);
-        let options::OptionDevice { id, device, argument } = device;
+        let options::OptionDevice { id, entry, argument } = device;
         let id = match id {
             Some(id) => id,
             None => {
@@ -256,7 +262,7 @@ impl RawSpec {
         };
         match taken(id.as_str()) {
             None => {
-                self.file.devices.0.push((id, device));
+                self.file.devices.0.push((id, entry));
                 self.arguments.push(argument);
             }
             Some(place) => {
@@ -270,7 +276,7 @@ impl RawSpec {
                         format!("the id '{id}' is taken by {from}; give another id="),
                     ));
                 }
-                *slot = (id, device);
+                *slot = (id, entry);
                 *from = argument;
             }
         }
@@ -320,18 +326,20 @@ impl RawSpec {
 
         let machine = self.file.machine.unwrap_or_default();
         let mut devices = Vec::new();
-        for ((id, device), argument) in self.file.devices.0.into_iter().zip(self.arguments) {
+        for ((id, entry), argument) in self.file.devices.0.into_iter().zip(self.arguments) {
             let slot = u8::try_from(devices.len()).ok().filter(|slot| usize::from(*slot) < machine.slots());
             let Some(slot) = slot else {
                 let problem = format!("one device too many; the machine has room for {}", machine.slots());
                 return Err(SpecError::new(&argument, problem));
             };
-            let config = config(device, &argument)?;
+            let policy =
+                Policy { restart: entry.restart.unwrap_or_default(), on_fail: entry.on_fail.unwrap_or_default() };
+            let config = config(entry.device, &argument)?;
             let on_stdio = |config: &DeviceConfig| matches!(config, DeviceConfig::Console(ConsoleFile::Stdio));
             if on_stdio(&config) && devices.iter().any(|other: &Device| on_stdio(&other.config)) {
                 return Err(SpecError::new(&argument, "only one console can be on stdio"));
             }
-            devices.push(Device { id, slot, config, argument: argument.escape_debug().to_string() });
+            devices.push(Device { id, slot, config, policy, argument: argument.escape_debug().to_string() });
         }
         Ok(VmSpec {
             name,
@@ -347,12 +355,12 @@ impl RawSpec {
         })
     }
 
-    fn name(&self) -> Result<String, SpecError> {
-        let name = self.file.name.clone().unwrap_or_else(|| "vm".to_owned());
+    fn name(&self) -> Result<Option<String>, SpecError> {
+        let Some(name) = self.file.name.clone() else { return Ok(None) };
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
         if begins && name.len() <= 64 && name.chars().all(allowed) {
-            Ok(name)
+            Ok(Some(name))
         } else {
             let problem = "a name is 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit";
             Err(SpecError::new(&self.argument("--name", "name", &name), problem))
@@ -433,9 +441,10 @@ fn config(device: DeviceFile, argument: &str) -> Result<DeviceConfig, SpecError>
         queues.ok_or_else(|| wrong(format!("queues is 1 to {most}")))
     };
     match device {
-        DeviceFile::Disk(DiskFile { path, readonly, queues: number }) => Ok(DeviceConfig::Disk(Disk {
+        DeviceFile::Disk(DiskFile { path, readonly, direct, queues: number }) => Ok(DeviceConfig::Disk(Disk {
             path: path_of(&path, argument)?,
             read_only: readonly,
+            direct,
             queues: queues(DeviceKind::Blk, number)?,
         })),
         DeviceFile::Net(NetFile { tap, mac, mtu, host_ip, queues: number }) => {
@@ -520,6 +529,7 @@ impl From<&VmSpec> for SpecFile {
                 DeviceConfig::Disk(disk) => DeviceFile::Disk(DiskFile {
                     path: text(&disk.path),
                     readonly: disk.read_only,
+                    direct: disk.direct,
                     queues: Some(disk.queues.into()),
                 }),
                 DeviceConfig::Net(net) => DeviceFile::Net(NetFile {
@@ -537,11 +547,12 @@ impl From<&VmSpec> for SpecFile {
                 }),
                 DeviceConfig::Console(place) => DeviceFile::Console(place.clone()),
             };
-            (device.id.clone(), file)
+            let Policy { restart, on_fail } = device.policy;
+            (device.id.clone(), DeviceEntry { device: file, restart: Some(restart), on_fail: Some(on_fail) })
         };
         Self {
             version: file::VERSION,
-            name: Some(spec.name.clone()),
+            name: spec.name.clone(),
             machine: Some(spec.machine),
             cpu: Some(spec.cpu),
             cpus: CpusFile { boot: Some(spec.cpus.value.boot.into()), max: Some(spec.cpus.value.max.into()) },

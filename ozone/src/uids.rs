@@ -3,9 +3,9 @@
 //! As root every machine takes a slot of uids that no other machine has, for as long as it runs. The claim is a lock on
 //! byte N of a file, tied to the open file description: it vanishes with `ozone`, however that ends.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use protocol::Fault;
 
 use crate::jail::Identity;
 use crate::report;
+use crate::runtime::{self, RuntimeError};
 
 /// Where the claims are.
 const DIRECTORY: &str = "/run/ozone";
@@ -36,17 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Why no users could be had.
 #[derive(Debug, thiserror::Error)]
 pub enum UidError {
-    /// The file of claims cannot be used.
-    #[error("{path}: {error}")]
-    File {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// The directory of claims could be changed by others.
-    #[error("{0}: not a directory of root's alone (mode 0700); remove it")]
-    Directory(PathBuf),
+    /// The file of claims or its directory cannot be used.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     /// Every slot is taken.
     #[error("{0}: all {SLOTS} slots of uids are taken")]
     Full(PathBuf),
@@ -114,7 +107,7 @@ impl Slot {
         let path = directory.join("uids.lock");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            make_directory(directory)?;
+            runtime::make(directory)?;
             let opened = File::options()
                 .read(true)
                 .write(true)
@@ -127,11 +120,11 @@ impl Slot {
                 Ok(claim) => claim,
                 // The last user removed the directory in between.
                 Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < deadline => continue,
-                Err(error) => return Err(UidError::File { path, error }),
+                Err(error) => return Err(RuntimeError::File { path, error }.into()),
             };
             let number = (0..SLOTS).find(|slot| lock(&claim, (*slot).into(), 1).is_ok());
             // The last user may have removed the file between the open and the lock: the claim is worth nothing then.
-            match (number, is_current(&claim, &path)) {
+            match (number, runtime::is_current(&claim, &path)) {
                 (Some(number), true) => return Ok(Self { number, directory: directory.to_owned(), claim }),
                 _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
                 _ => return Err(UidError::Full(path)),
@@ -145,29 +138,12 @@ impl Drop for Slot {
         // A lock on the whole file is granted to its only user. Length 0 means to the end.
         if lock(&self.claim, 0, 0).is_ok() {
             let path = self.directory.join("uids.lock");
-            if is_current(&self.claim, &path) {
+            if runtime::is_current(&self.claim, &path) {
                 let _ = fs::remove_file(path);
                 // Not when something else is in it.
                 let _ = fs::remove_dir(&self.directory);
             }
         }
-    }
-}
-
-fn make_directory(directory: &Path) -> Result<(), UidError> {
-    let failed = |error| UidError::File { path: directory.to_owned(), error };
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let metadata = match fs::symlink_metadata(directory) {
-                Ok(metadata) => metadata,
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-                Err(error) => return Err(failed(error)),
-            };
-            let private = metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o077 == 0;
-            if private { Ok(()) } else { Err(UidError::Directory(directory.to_owned())) }
-        }
-        Err(error) => Err(failed(error)),
     }
 }
 
@@ -182,16 +158,11 @@ fn lock(file: &File, start: i64, length: i64) -> Result<(), Errno> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
 }
 
-/// Whether `path` still names the open file.
-fn is_current(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::DirBuilder;
+    use std::os::unix::fs::DirBuilderExt;
+
     use super::*;
 
     #[test]
@@ -213,10 +184,10 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("ozone");
         DirBuilder::new().mode(0o755).create(&directory).unwrap();
-        assert!(matches!(Slot::claim(&directory), Err(UidError::Directory(_))));
+        assert!(matches!(Slot::claim(&directory), Err(UidError::Runtime(RuntimeError::Shared(_)))));
         fs::remove_dir(&directory).unwrap();
         std::os::unix::fs::symlink(parent.path(), &directory).unwrap();
-        assert!(matches!(Slot::claim(&directory), Err(UidError::Directory(_))));
+        assert!(matches!(Slot::claim(&directory), Err(UidError::Runtime(RuntimeError::Shared(_)))));
     }
 
     #[test]

@@ -143,14 +143,14 @@ fn core() -> ExitCode {
         }
         "lost" => {
             say(FromCore::Lost { device: attached.remove(0), reason: "bad\nreply".into() });
-            wait(&control)
+            obey(&control)
         }
         "lost-after-hanging-up" => {
             sockets.clear();
             // Devices are attached in the order in which their backends are ready, which is any.
             let device = attached.into_iter().find(|device| device.as_str() == "follower").unwrap();
             say(FromCore::Lost { device, reason: "bad reply".into() });
-            wait(&control)
+            obey(&control)
         }
         "until-resized" => loop {
             match control.receive() {
@@ -163,11 +163,11 @@ fn core() -> ExitCode {
         },
         "lost-unknown" => {
             say(FromCore::Lost { device: DeviceId::try_from("nobody".to_owned()).unwrap(), reason: String::new() });
-            wait(&control)
+            obey(&control)
         }
         "running-twice" => {
             say(FromCore::Running);
-            wait(&control)
+            obey(&control)
         }
         "flood" => {
             for _ in 0..20_000 {
@@ -176,7 +176,7 @@ fn core() -> ExitCode {
             }
             exited(Cause::PowerOff)
         }
-        _ => wait(&control),
+        _ => obey(&control),
     }
 }
 
@@ -200,6 +200,19 @@ fn backend(name: &str) -> ExitCode {
             return ExitCode::from(1);
         }
         "silent" => return wait(&control),
+        // The image says how often it still fails.
+        "counts" => {
+            let DeviceSpec::Blk(BlkSpec { image, .. }) = &start.spec else { return ExitCode::from(104) };
+            let mut left = [0];
+            let mut parts = [std::io::IoSliceMut::new(&mut left)];
+            if nix::sys::uio::preadv(image.as_fd(), &mut parts, 0).is_err() {
+                return ExitCode::from(106);
+            }
+            if left[0] > 0 {
+                let _ = nix::unistd::write(image.as_fd(), &[left[0] - 1]);
+                return ExitCode::from(9);
+            }
+        }
         "late" => {
             let DeviceSpec::Blk(BlkSpec { image, .. }) = start.spec else { return ExitCode::from(104) };
             let (mut image, mut block) = (File::from(image.into_fd()), [0; 4096]);
@@ -228,7 +241,7 @@ fn backend(name: &str) -> ExitCode {
             // The size comes first, and again at each change.
             let mut sizes = Vec::new();
             while sizes.len() < 2 {
-                let Ok(ToBackend::Resize { columns, rows }) = control.receive() else { return ExitCode::from(107) };
+                let Some(ToBackend::Resize { columns, rows }) = told(&control) else { return ExitCode::from(107) };
                 sizes.push((columns, rows));
                 let _ = control.send(&FromBackend::Resized);
             }
@@ -249,13 +262,13 @@ fn backend(name: &str) -> ExitCode {
             let DeviceSpec::Console(ConsoleSpec { host: ConsoleHost::Terminal { terminal }, .. }) = start.spec else {
                 return ExitCode::from(104);
             };
-            let Ok(ToBackend::Resize { .. }) = control.receive() else { return ExitCode::from(107) };
+            let Some(ToBackend::Resize { .. }) = told(&control) else { return ExitCode::from(107) };
             if !matches!(nix::unistd::read(&terminal, &mut [0; 8]), Ok(1..)) {
                 return ExitCode::from(108);
             }
             let _ = control.send(&FromBackend::Resized);
             // However often the size has changed meanwhile, the last is what is told.
-            let Ok(ToBackend::Resize { columns: 100, rows: 40 }) = control.receive() else {
+            let Some(ToBackend::Resize { columns: 100, rows: 40 }) = told(&control) else {
                 return ExitCode::from(109);
             };
             let _ = control.send(&FromBackend::Resized);
@@ -266,13 +279,56 @@ fn backend(name: &str) -> ExitCode {
             return ExitCode::from(u8::from(!matches!(socket.read(&mut [0]), Ok(0))));
         }
         "mortal" => return ExitCode::from(9),
+        "hangs" => {
+            // No sign of life.
+            while control.receive().is_ok() {}
+            return ExitCode::SUCCESS;
+        }
+        "unasked" => {
+            // Only an answer to the question after it is one too many.
+            while let Ok(ToBackend::Ping { number }) = control.receive() {
+                let _ = control.send(&FromBackend::Alive { number });
+                let _ = control.send(&FromBackend::Alive { number });
+            }
+        }
         _ => {}
     }
     wait(&control)
 }
 
-fn wait<S: serde::Serialize, R: serde::de::DeserializeOwned>(control: &Channel<S, R>) -> ExitCode {
-    while control.receive().is_ok() {}
+/// The next message but for questions after a sign of life, which are answered.
+fn told(control: &Channel<FromBackend, ToBackend>) -> Option<ToBackend> {
+    loop {
+        match control.receive() {
+            Ok(ToBackend::Ping { number }) => {
+                let _ = control.send(&FromBackend::Alive { number });
+            }
+            other => return other.ok(),
+        }
+    }
+}
+
+fn wait(control: &Channel<FromBackend, ToBackend>) -> ExitCode {
+    while told(control).is_some() {}
+    ExitCode::SUCCESS
+}
+
+/// A core that does what it is told.
+fn obey(control: &Channel<FromCore, ToCore>) -> ExitCode {
+    let mut sockets = Vec::new();
+    while let Ok(message) = control.receive() {
+        let answer = match message {
+            ToCore::Attach(attach) => {
+                sockets.push(attach.socket);
+                FromCore::Attached { device: attach.device }
+            }
+            ToCore::Detach { device } | ToCore::Gone { device } => FromCore::Detached { device },
+            ToCore::Pause => FromCore::Paused,
+            ToCore::Resume => FromCore::Resumed,
+            _ => continue,
+        };
+        let _ = control.send(&answer);
+    }
     ExitCode::SUCCESS
 }
 
@@ -304,6 +360,13 @@ fn tests() -> ExitCode {
     add("a backend's own fault comes before what follows from it", &kvm, faults);
     add("signals tear down", &kvm, signals);
     add("kill -9 of any process ends all of them", &kvm, kills);
+    add("a killed backend is replaced, and nothing else", &kvm, replaced);
+    add("a backend that gives no sign of life is replaced", &kvm, hanging);
+    add("failures on the way back are retried, each later", &kvm, retried);
+    add("nothing is started while an earlier request is under way", &kvm, drained);
+    add("a device that stays away comes back by hand", &all, by_hand);
+    add("a machine rests and goes on", &all, rested);
+    add("a name is one machine's", &all, named);
     add("a flood of log lines is cut, counted, and blocks nothing", &kvm, flood);
     add("standard error that nobody reads blocks nothing", &kvm, deaf_stderr);
     add("an image is held against other machines", &kvm, held_image);
@@ -459,10 +522,11 @@ fn endings() -> Result<(), Failed> {
     expect("die", &disk, 12, "core died: exited with status 9");
     expect("die-early", &disk, 12, "core died: exited with status 7");
     expect("forbidden", &[], 12, "core died: ended by its seccomp filter");
+    let disk = ["--disk", "path=disk.img,on-fail=stop-vm"];
     expect("lost", &disk, 13, "died: the core lost it: bad\\nreply");
-    let follower = ["--disk", "path=disk.img,id=follower"];
+    let follower = ["--disk", "path=disk.img,id=follower,on-fail=stop-vm"];
     expect("lost-after-hanging-up", &follower, 13, "blk/follower died: the core lost it: bad reply");
-    expect("wait", &["--disk", "path=disk.img,id=mortal"], 13, "blk/mortal died: exited with status 9");
+    expect("wait", &["--disk", "path=disk.img,id=mortal,on-fail=stop-vm"], 13, "blk/mortal died: exited with status 9");
     Ok(())
 }
 
@@ -531,7 +595,7 @@ fn gone(children: &[(String, Pid)]) {
 fn kills() -> Result<(), Failed> {
     let bench = Bench::new("wait");
     for (victim, code) in [("core", 12), ("blk/disk0", 13), ("console/console", 13)] {
-        let run = bench.start(&["--disk", "path=disk.img"]);
+        let run = bench.start(&["--disk", "path=disk.img,on-fail=stop-vm", "--console", "stdio,on-fail=stop-vm"]);
         let children = run.children(3);
         let (_, pid) = children.iter().find(|(name, _)| name == victim).unwrap();
         kill(*pid, Signal::SIGKILL)?;
@@ -544,6 +608,203 @@ fn kills() -> Result<(), Failed> {
     let children = run.children(3);
     kill(run.pid(), Signal::SIGKILL)?;
     gone(&children);
+    Ok(())
+}
+
+/// Lines of ozone as they come.
+struct Lines(BufReader<std::process::ChildStderr>);
+
+impl Lines {
+    fn of(run: &mut Run) -> Self {
+        Self(BufReader::new(run.child.stderr.take().unwrap()))
+    }
+
+    /// The next line that has this in it. Ends with ozone at the latest, which the test's own deadline sees to.
+    fn expect(&mut self, part: &str) -> String {
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "no '{part}' in: {seen}");
+            if line.contains(part) {
+                return line;
+            }
+            seen.push_str(&line);
+        }
+    }
+}
+
+fn pid_of(children: &[(String, Pid)], name: &str) -> Pid {
+    children.iter().find(|(child, _)| child == name).unwrap().1
+}
+
+fn replaced() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let mut run = bench.start(&["--disk", "path=disk.img"]);
+    let mut before = run.children(3);
+    let mut lines = Lines::of(&mut run);
+    for (count, victim) in (1..).zip(["blk/disk0", "blk/disk0", "console/console"]) {
+        kill(pid_of(&before, victim), Signal::SIGKILL)?;
+        lines.expect("lost: killed by SIGKILL; it is started again");
+        let line = lines.expect("back after");
+        let number = if victim == "blk/disk0" { count } else { 1 };
+        assert!(line.contains(&format!("(restart {number})")), "{line}");
+        let after = run.children(3);
+        for (name, pid) in &before {
+            assert_eq!(pid_of(&after, name) == *pid, name != victim, "{name}");
+        }
+        before = after;
+    }
+    kill(run.pid(), Signal::SIGTERM)?;
+    lines.expect("ended by SIGTERM");
+    gone(&before);
+    Ok(())
+}
+
+fn hanging() -> Result<(), Failed> {
+    for (id, cause) in [("hangs", "no sign of life within 15 s"), ("unasked", "a sign of life that was not asked for")]
+    {
+        let bench = Bench::new("wait");
+        let mut run = bench.start(&["--disk", &format!("path=disk.img,id={id}")]);
+        Lines::of(&mut run).expect(&format!("[blk/{id}] lost: ")).find(cause).unwrap();
+    }
+    Ok(())
+}
+
+fn retried() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let mut run = bench.start(&["--disk", "path=disk.img,id=counts"]);
+    let children = run.children(3);
+    File::options().write(true).open(bench.path("disk.img")).unwrap().write_all_at(&[4], 0).unwrap();
+    kill(pid_of(&children, "blk/counts"), Signal::SIGKILL)?;
+    let mut lines = Lines::of(&mut run);
+    lines.expect("lost: killed by SIGKILL; it is started again at once");
+    for _ in 0..4 {
+        lines.expect("lost: exited with status 9; it is started again in");
+    }
+    assert!(lines.expect("back after").contains("exited with status 9; started again after"));
+    Ok(())
+}
+
+fn drained() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let mut run = bench.start(&["--disk", "path=disk.img"]);
+    let children = run.children(3);
+    let mut lines = Lines::of(&mut run);
+    // As a request of the killed process would, another descriptor of its description holds the lock.
+    let process = nix::libc::pid_t::from(pid_of(&children, "blk/disk0"));
+    let held = fs::read_dir(format!("/proc/{process}/fd")).unwrap().map(|entry| entry.unwrap().path());
+    let image = held.filter(|path| fs::read_link(path).is_ok_and(|to| to.ends_with("disk.img")));
+    assert_eq!(image.count(), 1);
+    let copy = duplicate_of(process, &bench.path("disk.img"));
+    kill(pid_of(&children, "blk/disk0"), Signal::SIGKILL)?;
+    lines.expect("lost: killed by SIGKILL");
+    lines.expect("draining: earlier requests");
+    drop(copy);
+    lines.expect("back after");
+    Ok(())
+}
+
+/// The descriptor that a process has of `path`, as a descriptor of this one (pidfd_getfd(2)).
+#[allow(unsafe_code)]
+fn duplicate_of(process: i32, path: &Path) -> OwnedFd {
+    use nix::libc;
+    use std::os::fd::FromRawFd;
+    let mut entries = fs::read_dir(format!("/proc/{process}/fd")).unwrap().map(|entry| entry.unwrap().path());
+    let entry = entries.find(|entry| fs::read_link(entry).is_ok_and(|to| to == path)).unwrap();
+    let number: i64 = entry.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    // SAFETY: numbers only, and the descriptors made are known to nobody else.
+    unsafe {
+        let pidfd = libc::syscall(libc::SYS_pidfd_open, i64::from(process), 0);
+        assert!(pidfd >= 0);
+        let pidfd = OwnedFd::from_raw_fd(pidfd as i32);
+        let copy = libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd), number, 0);
+        assert!(copy >= 0, "{}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(copy as i32)
+    }
+}
+
+/// `ozone` with these words: its code and what it printed.
+fn ask(bench: &Bench, words: &[&str]) -> (i32, String) {
+    let output = Command::new(bench.path("ozone")).args(words).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A name that no other machine of this host has.
+fn unique(bench: &Bench) -> String {
+    let name = bench.directory.path().file_name().unwrap().to_str().unwrap();
+    format!("test{}", name.replace(|c: char| !c.is_ascii_alphanumeric(), ""))
+}
+
+fn by_hand() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let name = unique(&bench);
+    let mut run = bench.start(&["--name", &name, "--disk", "path=disk.img,restart=never"]);
+    let children = run.children(3);
+    let mut lines = Lines::of(&mut run);
+    kill(pid_of(&children, "blk/disk0"), Signal::SIGKILL)?;
+    lines.expect("it stays away until 'ozone restart NAME disk0'");
+    let (code, text) = ask(&bench, &["status", &name]);
+    assert!(code == 0 && text.contains("blk/disk0") && text.contains("away"), "{text}");
+    assert_eq!(ask(&bench, &["restart", &name, "disk0"]).0, 0);
+    lines.expect("back after");
+    // A process that serves is replaced as well, and all of them at once.
+    let before = run.children(3);
+    assert_eq!(ask(&bench, &["restart", &name, "--all"]).0, 0);
+    lines.expect("back after");
+    lines.expect("back after");
+    let after = run.children(3);
+    for (process, pid) in &before {
+        assert_eq!(pid_of(&after, process) == *pid, process == "core", "{process}");
+    }
+    let (code, text) = ask(&bench, &["status", &name, "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &status["state"]), (0, &"running".into()));
+    let disk = status["devices"].as_array().unwrap().iter().find(|device| device["id"] == "disk0").unwrap().clone();
+    assert_eq!(
+        (&disk["state"], &disk["restarts"], &disk["cause"]),
+        (&"up".into(), &2.into(), &"replaced by hand".into())
+    );
+    let (code, text) = ask(&bench, &["restart", &name, "disk9"]);
+    assert!(code == 2 && text.contains("has no device 'disk9'; its devices are disk0, console0"), "{text}");
+    let (code, text) = ask(&bench, &["restart", "nobody", "disk0"]);
+    assert!(code == 2 && text.contains("machine 'nobody': not running"), "{text}");
+    Ok(())
+}
+
+fn rested() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let name = unique(&bench);
+    let mut run = bench.start(&["--name", &name, "--disk", "path=disk.img"]);
+    let children = run.children(3);
+    let mut lines = Lines::of(&mut run);
+    for _ in 0..2 {
+        assert_eq!(ask(&bench, &["pause", &name]).0, 0);
+    }
+    assert!(ask(&bench, &["status", &name]).1.contains(": paused"));
+    kill(pid_of(&children, "blk/disk0"), Signal::SIGKILL)?;
+    lines.expect("lost: killed by SIGKILL");
+    assert_eq!(ask(&bench, &["restart", &name, "disk0"]).0, 0);
+    assert!(ask(&bench, &["status", &name]).1.contains(": paused"));
+    assert_eq!(ask(&bench, &["resume", &name]).0, 0);
+    assert!(ask(&bench, &["status", &name]).1.contains(": running"));
+    Ok(())
+}
+
+fn named() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let name = unique(&bench);
+    let first = bench.start(&["--name", &name]);
+    first.children(2);
+    let (code, lines) = bench.run(&["--name", &name]);
+    assert!(code == 2 && last(&lines).contains("a machine of this name is running"), "{lines:?}");
+    kill(first.pid(), Signal::SIGKILL)?;
+    let second = bench.start(&["--name", &name]);
+    second.children(2);
+    assert_eq!(ask(&bench, &["status", &name]).0, 0);
+    kill(second.pid(), Signal::SIGTERM)?;
+    second.end();
+    assert!(!Path::new("/run/ozone/machines").join(&name).exists());
     Ok(())
 }
 

@@ -17,9 +17,6 @@ use crate::spec::{Device, DeviceConfig, Disk, VmSpec};
 /// How long another holder of the owner's lock may take to let go: a machine that has just been killed is about to.
 const OWNER_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long writes of an earlier incarnation may be under way.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-
 /// A disk's image, owned by this machine for as long as the value lives.
 #[derive(Debug)]
 pub struct Image {
@@ -29,6 +26,8 @@ pub struct Image {
     pub serial: String,
     /// Request queues.
     pub queues: u16,
+    /// Whether the host's page cache is passed by.
+    pub direct: bool,
     path: OwnedFd,
     argument: String,
     identity: Identity,
@@ -87,7 +86,7 @@ fn open_path(disk: &Disk, argument: &str) -> Result<(OwnedFd, Identity), Resourc
 
 fn own(device: &Device, disk: &Disk, path: OwnedFd, identity: Identity) -> Result<Image, ResourceError> {
     let argument = &device.argument;
-    let owner = open_image(&path, disk.read_only, argument)?;
+    let owner = open_image(&path, disk.read_only, disk.direct, argument)?;
     // Also the size of a block device, whose metadata says 0.
     let size = lseek(&owner, 0, Whence::SeekEnd).unwrap_or(0);
     if size < 512 {
@@ -101,6 +100,7 @@ fn own(device: &Device, disk: &Disk, path: OwnedFd, identity: Identity) -> Resul
         read_only: disk.read_only,
         serial,
         queues: disk.queues,
+        direct: disk.direct,
         path,
         argument: argument.clone(),
         identity,
@@ -108,10 +108,12 @@ fn own(device: &Device, disk: &Disk, path: OwnedFd, identity: Identity) -> Resul
     })
 }
 
-fn open_image(path: &OwnedFd, read_only: bool, argument: &str) -> Result<OwnedFd, ResourceError> {
-    let flags = if read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+fn open_image(path: &OwnedFd, read_only: bool, direct: bool, argument: &str) -> Result<OwnedFd, ResourceError> {
+    let mut flags = if read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+    flags.set(OFlag::O_DIRECT, direct);
     reopen(path, flags).map_err(|errno| {
         let problem = match errno {
+            Errno::EINVAL if direct => "its file system has no direct I/O; leave 'direct' away".to_owned(),
             Errno::EACCES | Errno::EPERM | Errno::EROFS if !read_only => {
                 format!("{}; for a disk the guest only reads add ',readonly'", errno.desc())
             }
@@ -141,38 +143,52 @@ fn lock_as_owner(owner: &OwnedFd, read_only: bool, argument: &str) -> Result<(),
 }
 
 impl Image {
-    /// An open file description for one backend process, once no request of an earlier one is under way.
-    ///
-    /// The flock of an incarnation is held by its description and by every request on it, so that a fresh one is granted
-    /// only when the last of them is done. Until then `pause` is called again and again, with how long it shall take.
+    /// Opens the image for the next backend process. It is of no use to one before [`Fresh::is_drained`] says so.
     ///
     /// # Errors
-    /// [`ResourceError`] when the file can no longer be opened, or the earlier requests do not end in time; and what `pause`
-    /// answers.
-    pub fn incarnation<E: From<ResourceError>>(
-        &self,
-        mut pause: impl FnMut(Duration) -> Result<(), E>,
-    ) -> Result<OwnedFd, E> {
-        let file = File::from(open_image(&self.path, self.read_only, &self.argument)?);
-        let deadline = Instant::now() + DRAIN_PATIENCE;
-        loop {
-            match if self.read_only { file.try_lock_shared() } else { file.try_lock() } {
-                Ok(()) => return Ok(file.into()),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    pause(Duration::from_millis(5))?;
-                }
-                Err(TryLockError::WouldBlock) => {
-                    let seconds = DRAIN_PATIENCE.as_secs();
-                    let problem = format!(
-                        "draining: earlier requests, or another program's flock, still hold it after {seconds} s"
-                    );
-                    return Err(ResourceError::host(&self.argument, problem).into());
-                }
-                Err(TryLockError::Error(error)) => {
-                    return Err(ResourceError::host(&self.argument, format!("flock: {}", said(&error))).into());
-                }
+    /// [`ResourceError`] when the file can no longer be opened.
+    pub fn fresh(&self) -> Result<Fresh, ResourceError> {
+        let file = File::from(open_image(&self.path, self.read_only, self.direct, &self.argument)?);
+        Ok(Fresh { file, read_only: self.read_only, argument: self.argument.clone() })
+    }
+
+    /// What is said when earlier requests do not end.
+    pub fn draining(&self, seconds: u64) -> ResourceError {
+        let problem =
+            format!("draining: earlier requests, or another program's flock, still hold it after {seconds} s");
+        ResourceError::host(&self.argument, problem)
+    }
+}
+
+/// An open file description of an image, for one backend process.
+#[derive(Debug)]
+pub struct Fresh {
+    file: File,
+    read_only: bool,
+    argument: String,
+}
+
+impl Fresh {
+    /// Whether no request of an earlier process is under way any more; asked again and again until then.
+    ///
+    /// The flock of an incarnation is held by its description and by every request on it, so that a fresh one is granted
+    /// only when the last of them is done.
+    ///
+    /// # Errors
+    /// [`ResourceError`] when the kernel cannot say.
+    pub fn is_drained(&self) -> Result<bool, ResourceError> {
+        match if self.read_only { self.file.try_lock_shared() } else { self.file.try_lock() } {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => {
+                Err(ResourceError::host(&self.argument, format!("flock: {}", said(&error))))
             }
         }
+    }
+
+    /// The description, for a process that is to use it.
+    pub fn into_fd(self) -> OwnedFd {
+        self.file.into()
     }
 }
 

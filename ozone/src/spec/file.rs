@@ -6,6 +6,8 @@ use protocol::{CpuModel, DeviceId, Machine};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::policy::{OnFail, Restart};
+
 /// The version of the format.
 pub const VERSION: u32 = 1;
 
@@ -111,9 +113,61 @@ impl fmt::Display for Size {
     }
 }
 
-/// One device.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// One device, and what is done when its process is lost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Keys", into = "Keys")]
+pub struct DeviceEntry {
+    /// What it is.
+    pub device: DeviceFile,
+    /// When a lost process is started again.
+    pub restart: Option<Restart>,
+    /// What a loss means for the guest.
+    pub on_fail: Option<OnFail>,
+}
+
+/// A device's keys as they stand in the file: exactly one of the first three.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Keys {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk: Option<DiskFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    net: Option<NetFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    console: Option<ConsoleFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart: Option<Restart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_fail: Option<OnFail>,
+}
+
+impl TryFrom<Keys> for DeviceEntry {
+    type Error = &'static str;
+
+    fn try_from(keys: Keys) -> Result<Self, Self::Error> {
+        let device = match (keys.disk, keys.net, keys.console) {
+            (Some(disk), None, None) => DeviceFile::Disk(disk),
+            (None, Some(net), None) => DeviceFile::Net(net),
+            (None, None, Some(console)) => DeviceFile::Console(console),
+            _ => return Err("a device is one of 'disk', 'net' and 'console'"),
+        };
+        Ok(Self { device, restart: keys.restart, on_fail: keys.on_fail })
+    }
+}
+
+impl From<DeviceEntry> for Keys {
+    fn from(entry: DeviceEntry) -> Self {
+        let keys = Self { restart: entry.restart, on_fail: entry.on_fail, ..Self::default() };
+        match entry.device {
+            DeviceFile::Disk(disk) => Self { disk: Some(disk), ..keys },
+            DeviceFile::Net(net) => Self { net: Some(net), ..keys },
+            DeviceFile::Console(console) => Self { console: Some(console), ..keys },
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Clone, Debug)]
 pub enum DeviceFile {
     /// A disk.
     Disk(DiskFile),
@@ -124,7 +178,7 @@ pub enum DeviceFile {
 }
 
 /// A disk.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiskFile {
     /// The image or block device.
@@ -132,13 +186,16 @@ pub struct DiskFile {
     /// Whether the guest may only read.
     #[serde(default)]
     pub readonly: bool,
+    /// Whether the host's page cache is passed by (O_DIRECT).
+    #[serde(default)]
+    pub direct: bool,
     /// Request queues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<u32>,
 }
 
 /// A network interface.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetFile {
     /// An existing tap; one is made for the run when left out.
@@ -174,7 +231,7 @@ pub enum ConsoleFile {
 
 /// Devices by name, in the order of the text.
 #[derive(Debug, Default)]
-pub struct Devices(pub Vec<(DeviceId, DeviceFile)>);
+pub struct Devices(pub Vec<(DeviceId, DeviceEntry)>);
 
 impl Serialize for Devices {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -194,8 +251,8 @@ impl<'de> Deserialize<'de> for Devices {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Devices, A::Error> {
-                let mut devices: Vec<(DeviceId, DeviceFile)> = Vec::new();
-                while let Some((id, device)) = map.next_entry::<DeviceId, DeviceFile>()? {
+                let mut devices: Vec<(DeviceId, DeviceEntry)> = Vec::new();
+                while let Some((id, device)) = map.next_entry::<DeviceId, DeviceEntry>()? {
                     if devices.iter().any(|(other, _)| *other == id) {
                         return Err(A::Error::custom(format!("device '{id}' stands there twice")));
                     }

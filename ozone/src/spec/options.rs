@@ -3,15 +3,16 @@
 use protocol::DeviceId;
 
 use super::SpecError;
-use super::file::{ConsoleFile, DeviceFile, DiskFile, NetFile};
+use super::file::{ConsoleFile, DeviceEntry, DeviceFile, DiskFile, NetFile};
+use super::policy::Word;
 
 /// A device as an option gives it: perhaps without a name, which is chosen later then.
 #[derive(Debug)]
 pub struct OptionDevice {
     /// The name, if one is given.
     pub id: Option<DeviceId>,
-    /// What it is.
-    pub device: DeviceFile,
+    /// What it is, and what is done when its process is lost.
+    pub entry: DeviceEntry,
     /// The option as the user wrote it, for messages.
     pub argument: String,
 }
@@ -78,6 +79,23 @@ impl<'a> Keys<'a> {
         }
     }
 
+    fn word<T: Word>(&mut self, key: &str) -> Result<Option<T>, SpecError> {
+        let Some(text) = self.text(key)? else { return Ok(None) };
+        match T::WORDS.iter().find(|(word, _)| *word == text) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => {
+                let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
+                Err(self.wrong(format!("{key}={}: it is {}", text.escape_debug(), words.join(" or "))))
+            }
+        }
+    }
+
+    /// The keys that every device has are read last.
+    fn device(mut self, device: DeviceFile) -> Result<OptionDevice, SpecError> {
+        let entry = DeviceEntry { device, restart: self.word("restart")?, on_fail: self.word("on-fail")? };
+        Ok(OptionDevice { id: self.id()?, entry, argument: self.argument })
+    }
+
     fn id(&mut self) -> Result<Option<DeviceId>, SpecError> {
         let Some(text) = self.text("id")? else { return Ok(None) };
         DeviceId::try_from(text).map(Some).map_err(|problem| self.wrong(problem))
@@ -103,10 +121,11 @@ fn split(text: &str) -> Vec<String> {
 /// # Errors
 /// [`SpecError`] naming the option and the key.
 pub fn disk(text: &str) -> Result<OptionDevice, SpecError> {
-    let mut keys = Keys::parse("--disk", text, &["path", "readonly", "id", "queues"])?;
+    let mut keys = Keys::parse("--disk", text, &["path", "readonly", "direct", "queues", "id", "restart", "on-fail"])?;
     let path = keys.text("path")?.ok_or_else(|| keys.wrong("the key 'path' is missing: path=IMAGE"))?;
-    let device = DiskFile { path, readonly: keys.flag("readonly")?, queues: keys.number("queues")? };
-    Ok(OptionDevice { id: keys.id()?, device: DeviceFile::Disk(device), argument: keys.argument })
+    let (readonly, direct) = (keys.flag("readonly")?, keys.flag("direct")?);
+    let device = DiskFile { path, readonly, direct, queues: keys.number("queues")? };
+    keys.device(DeviceFile::Disk(device))
 }
 
 /// Reads a `--net`.
@@ -114,7 +133,7 @@ pub fn disk(text: &str) -> Result<OptionDevice, SpecError> {
 /// # Errors
 /// [`SpecError`] naming the option and the key.
 pub fn net(text: &str) -> Result<OptionDevice, SpecError> {
-    let mut keys = Keys::parse("--net", text, &["tap", "mac", "mtu", "host-ip", "queues", "id"])?;
+    let mut keys = Keys::parse("--net", text, &["tap", "mac", "mtu", "host-ip", "queues", "id", "restart", "on-fail"])?;
     let device = NetFile {
         tap: keys.text("tap")?,
         mac: keys.text("mac")?,
@@ -122,7 +141,7 @@ pub fn net(text: &str) -> Result<OptionDevice, SpecError> {
         host_ip: keys.text("host-ip")?,
         queues: keys.number("queues")?,
     };
-    Ok(OptionDevice { id: keys.id()?, device: DeviceFile::Net(device), argument: keys.argument })
+    keys.device(DeviceFile::Net(device))
 }
 
 /// Reads a `--console`.
@@ -130,8 +149,7 @@ pub fn net(text: &str) -> Result<OptionDevice, SpecError> {
 /// # Errors
 /// [`SpecError`] naming the option and the key.
 pub fn console(text: &str) -> Result<OptionDevice, SpecError> {
-    let mut keys = Keys::parse("--console", text, &["stdio", "pty", "file", "socket", "id"])?;
-    let id = keys.id()?;
+    let mut keys = Keys::parse("--console", text, &["stdio", "pty", "file", "socket", "id", "restart", "on-fail"])?;
     let mut places = Vec::new();
     for key in ["stdio", "pty"] {
         match keys.take(key) {
@@ -144,5 +162,5 @@ pub fn console(text: &str) -> Result<OptionDevice, SpecError> {
     places.extend(keys.text("socket")?.map(ConsoleFile::Socket));
     let [place] = <[ConsoleFile; 1]>::try_from(places)
         .map_err(|_| keys.wrong("it goes to one place: stdio, pty, file=PATH or socket=PATH"))?;
-    Ok(OptionDevice { id, device: DeviceFile::Console(place), argument: keys.argument })
+    keys.device(DeviceFile::Console(place))
 }

@@ -10,6 +10,7 @@ fn machine(words: &[&str]) -> Result<VmSpec, String> {
     match cli::parse(line) {
         Parsed::Command(command) => match *command {
             Command::Run(options) | Command::Spec(options) => load(&options).map_err(|error| error.to_string()),
+            other => panic!("{words:?}: {other:?}"),
         },
         other => panic!("{words:?}: {other:?}"),
     }
@@ -25,7 +26,7 @@ fn written(text: &str) -> tempfile::NamedTempFile {
 fn the_least_that_makes_a_machine() {
     let spec = machine(&["--kernel", "vmlinuz"]).unwrap();
     assert_eq!((spec.cpus.value.boot, spec.cpus.value.max, spec.memory.value.size), (1, 1, 256 << 20));
-    assert_eq!(spec.name, "vm");
+    assert_eq!(spec.name, None);
     assert!(spec.reboot);
     let [console] = &spec.devices[..] else { panic!("{:?}", spec.devices) };
     assert_eq!(console.id.as_str(), "console0");

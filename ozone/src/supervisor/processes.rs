@@ -1,7 +1,7 @@
 //! The children of one incarnation of a machine, and the one loop that waits for any of them.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -10,8 +10,10 @@ use protocol::{Channel, FromBackend, FromCore, LinkError, ToBackend, ToCore};
 
 use super::log_pipe::LogPipe;
 use super::signals::Signals;
+use crate::control::message::{Answer, Request};
+use crate::control::server::{ClientId, Server};
 use crate::exit::Death;
-use crate::jail::Jailed;
+use crate::jail::{JailError, Jailed, Progress};
 use crate::process::Process;
 use crate::report;
 use crate::trace::Trace;
@@ -64,6 +66,10 @@ pub struct Child {
     /// Its name.
     pub process: Process,
     jailed: Jailed,
+    /// How far it is with its jail; `None` once it runs its executable.
+    progress: Option<Progress>,
+    /// Reads as closed when all that the process began has ended.
+    sentinel: Option<OwnedFd>,
     /// `None` once either side has closed it.
     link: Option<Link>,
     log: LogPipe,
@@ -76,7 +82,25 @@ pub struct Child {
 impl Child {
     /// Puts the parts of a child together.
     pub fn new(process: Process, jailed: Jailed, link: Link, log: LogPipe) -> Self {
-        Self { process, jailed, link: Some(link), log, closed: None, ended: false }
+        let (link, closed) = (Some(link), None);
+        Self { process, jailed, progress: None, sentinel: None, link, log, closed, ended: false }
+    }
+
+    /// A child on its way through its jail.
+    pub fn entering(process: Process, (jailed, progress): (Jailed, Progress), link: Link, log: LogPipe) -> Self {
+        Self { progress: Some(progress), ..Self::new(process, jailed, link, log) }
+    }
+
+    /// The process id, while it is there.
+    pub fn pid(&self) -> Option<i32> {
+        (!self.ended).then(|| self.jailed.pid().as_raw())
+    }
+
+    /// Whether a debugger holds it: its time does not count then (proc_pid_status(5), TracerPid).
+    pub fn is_traced(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.jailed.pid())).unwrap_or_default();
+        let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+        tracer.is_some_and(|tracer| tracer.trim() != "0")
     }
 
     /// Adds its way through the jail to a trace.
@@ -94,8 +118,14 @@ pub enum Event {
     Message(usize, Message),
     /// A child's channel is of no use any more, though the child lives.
     Broken(usize, LinkError),
+    /// A child failed at a step of its jail. Its end follows.
+    NotJailed(usize, JailError),
     /// A child has ended. All that it had said has been told before.
     Died(usize, Death),
+    /// All that a child which has ended had begun has ended too.
+    Drained(usize),
+    /// Someone outside asks for something.
+    Asked(ClientId, Request),
     /// Nothing until the deadline.
     Deadline,
 }
@@ -105,6 +135,7 @@ pub enum Event {
 pub struct Processes<'a> {
     children: Vec<Child>,
     signals: &'a Signals,
+    server: Option<&'a Server>,
     pending: VecDeque<Event>,
 }
 
@@ -114,13 +145,54 @@ enum Source {
     Signals,
     Log(usize),
     Link(usize),
+    Jail(usize),
     Process(usize),
+    Sentinel(usize),
+    Listener,
+    Client(ClientId),
 }
 
 impl<'a> Processes<'a> {
     /// The children, the core first.
-    pub fn new(children: Vec<Child>, signals: &'a Signals) -> Self {
-        Self { children, signals, pending: VecDeque::new() }
+    pub fn new(children: Vec<Child>, signals: &'a Signals, server: Option<&'a Server>) -> Self {
+        Self { children, signals, server, pending: VecDeque::new() }
+    }
+
+    /// Puts another child in the place of one that has ended.
+    pub fn replace(&mut self, place: usize, child: Child) {
+        if let Some(old) = self.children.get_mut(place) {
+            old.log.finish(&old.process);
+            *old = child;
+        }
+    }
+
+    /// Gives a child that which tells when all it began has ended.
+    pub fn set_sentinel(&mut self, place: usize, sentinel: Option<OwnedFd>) {
+        if let Some(child) = self.children.get_mut(place) {
+            child.sentinel = sentinel;
+        }
+    }
+
+    /// Whether a child that has ended has nothing under way any more.
+    pub fn is_drained(&self, place: usize) -> bool {
+        self.get(place).is_none_or(|child| child.ended && child.sentinel.is_none())
+    }
+
+    /// Ends a child, of which nothing but its end is told any more.
+    pub fn kill(&mut self, place: usize) {
+        if let Some(child) = self.children.get_mut(place) {
+            (child.link, child.closed, child.progress) = (None, None, None);
+            child.jailed.kill();
+        }
+        let of_the_dead = |event: &Event| matches!(event, Event::Message(at, _) | Event::Broken(at, _) | Event::NotJailed(at, _) if *at == place);
+        self.pending.retain(|event| !of_the_dead(event));
+    }
+
+    /// Answers a client and lets it go.
+    pub fn answer(&self, client: ClientId, answer: &Answer) {
+        if let Some(server) = self.server {
+            server.answer(client, answer);
+        }
     }
 
     /// The child at a place.
@@ -175,11 +247,21 @@ impl<'a> Processes<'a> {
         let mut wake_at = |at: Instant| wake = Some(wake.map_or(at, |wake: Instant| wake.min(at)));
         let mut sources = vec![Source::Signals];
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let clients = self.server.map(Server::clients);
+        if let Some(listener) = self.server.and_then(Server::listener) {
+            sources.push(Source::Listener);
+            fds.push(PollFd::new(listener, PollFlags::POLLIN));
+        }
+        for client in clients.iter().flat_map(|clients| clients.iter()) {
+            sources.push(Source::Client(client.id()));
+            fds.push(PollFd::new(client.as_fd(), PollFlags::POLLIN));
+        }
         for (place, child) in self.children.iter().enumerate() {
-            let mut watch = |source, fd| {
+            let mut watch_for = |source, fd, flags| {
                 sources.push(source);
-                fds.push(PollFd::new(fd, PollFlags::POLLIN));
+                fds.push(PollFd::new(fd, flags));
             };
+            let mut watch = |source, fd| watch_for(source, fd, PollFlags::POLLIN);
             if child.log.is_open() {
                 match child.log.rests_until(now) {
                     Some(until) => wake_at(until),
@@ -189,8 +271,14 @@ impl<'a> Processes<'a> {
             if let Some(link) = &child.link {
                 watch(Source::Link(place), link.as_fd());
             }
+            if let Some(progress) = &child.progress {
+                watch(Source::Jail(place), progress.as_fd());
+            }
             if !child.ended {
                 watch(Source::Process(place), child.jailed.as_fd());
+            } else if let Some(sentinel) = &child.sentinel {
+                // Its end alone, which is always told: a backend may write into its end of the pipe.
+                watch_for(Source::Sentinel(place), sentinel.as_fd(), PollFlags::empty());
             }
             if let Some(closed) = child.closed {
                 wake_at(closed + CLOSED_PATIENCE);
@@ -206,13 +294,27 @@ impl<'a> Processes<'a> {
         }
         let ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
         let ready: Vec<Source> = sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|(it, _)| it).collect();
+        drop(fds);
+        drop(clients);
         let mut logs = Vec::new();
         for source in ready {
             match source {
                 Source::Signals => self.pending.extend(self.signals.next().map(Event::Signal)),
                 Source::Log(place) => logs.push(place),
                 Source::Link(place) => self.receive(place),
+                Source::Jail(place) => self.entered(place),
                 Source::Process(place) => self.ended(place),
+                Source::Sentinel(place) => {
+                    if let Some(child) = self.children.get_mut(place) {
+                        child.sentinel = None;
+                        self.pending.push_back(Event::Drained(place));
+                    }
+                }
+                Source::Listener => self.server.into_iter().for_each(Server::accept),
+                Source::Client(client) => {
+                    let request = self.server.and_then(|server| server.receive(client));
+                    self.pending.extend(request.map(|request| Event::Asked(client, request)));
+                }
             }
         }
         self.give_up_on_closed();
@@ -243,6 +345,16 @@ impl<'a> Processes<'a> {
                     self.pending.push_back(Event::Broken(place, error));
                 }
             }
+        }
+    }
+
+    /// Queues the failure of a step of a child's jail.
+    fn entered(&mut self, place: usize) {
+        let Some(child) = self.children.get_mut(place) else { return };
+        let Some(outcome) = child.progress.as_mut().and_then(Progress::look) else { return };
+        child.progress = None;
+        if let Err(error) = outcome {
+            self.pending.push_back(Event::NotJailed(place, error));
         }
     }
 

@@ -1,0 +1,512 @@
+//! A device's process is lost and another takes its place, while the guest runs.
+//!
+//! lost → ended → drained → (its time comes) → started → ready → attached. A step that fails is a loss again, with a longer
+//! delay; there is no last attempt. What one device is going through holds up no other, and not the core.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use protocol::{DeviceId, FromBackend, FromCore, ToBackend, ToCore};
+
+use super::device::{Device, Loss, State};
+use super::heartbeat::{Due, Heartbeat};
+use super::machine::{DRAIN_LOOK, Machine};
+use super::processes::{Child, Event, Message};
+use super::spawn;
+use crate::control::message::MachineState;
+use crate::exit::{Death, Ending};
+use crate::report;
+use crate::resources::Prepared;
+use crate::spec;
+use crate::spec::policy::{OnFail, Restart};
+
+/// How long a fresh process may take until it serves.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the core may take to stop a device's queues, or to connect to a backend: longer than it gives the backend.
+const CORE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// When what a process began has not ended after so long, it is said.
+const OVERDUE: Duration = Duration::from_secs(10);
+
+/// How long a process that ended in good order is let be: as a rule the whole machine is coming to its end.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// How long it takes until the host is asked again for what it did not give.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl<'a> Machine<'a> {
+    /// Goes on with one event while the machine runs.
+    pub(super) fn handle(&mut self, event: Event) -> Result<(), Ending> {
+        if self.is_fatal(&event) {
+            return self.other(event, true);
+        }
+        match event {
+            Event::Message(0, Message::Core(message)) => self.core_says(message),
+            Event::Message(place, Message::Backend(message)) => self.backend_says(place, message),
+            Event::NotJailed(place, error) => self.lose(place, error.to_string()),
+            Event::Broken(place, error) if place > 0 => self.lose(place, error.to_string()),
+            Event::Died(place, death) if place > 0 => self.died(place, death),
+            Event::Drained(place) => self.look_at_drain(place),
+            Event::Asked(client, request) => self.asked(client, request),
+            event => self.other(event, true),
+        }
+    }
+
+    /// Whether this is the first news of a loss that ends the machine.
+    fn is_fatal(&self, event: &Event) -> bool {
+        let (place, is_loss) = match event {
+            Event::Message(0, Message::Core(FromCore::Lost { device, .. })) => {
+                (self.index_of(device).map_or(0, |index| index + 1), true)
+            }
+            Event::Message(place, Message::Backend(FromBackend::Failed(_))) => (*place, true),
+            Event::Broken(place, _) | Event::Died(place, _) => (*place, true),
+            _ => (0, false),
+        };
+        let policy = |index: usize| self.setting.spec.devices.get(index).map(|device| device.policy.on_fail);
+        let index = place.wrapping_sub(1);
+        is_loss
+            && policy(index) == Some(OnFail::StopVm)
+            && self.devices.get(index).is_some_and(|device| device.loss.is_none())
+    }
+
+    /// What has to be done by now.
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Ending> {
+        for place in 1..=self.devices.len() {
+            let Some(device) = self.device(place) else { continue };
+            if device.deadline().is_none_or(|deadline| deadline > now) {
+                continue;
+            }
+            match &mut device.state {
+                State::Up { .. } => self.check_life(place, now)?,
+                State::Ending { overdue } => {
+                    *overdue = None;
+                    let name = self.processes.name(place);
+                    report::say(&format!("[{name}] killed and not gone yet: the host is busy with its requests"));
+                }
+                State::Draining { .. } => self.look_at_drain(place)?,
+                State::Waiting { .. } => self.start(place)?,
+                State::Starting { .. } => {
+                    self.lose(place, format!("not ready within {} s", READY_PATIENCE.as_secs()))?;
+                }
+                State::Attaching { .. } => {
+                    self.lose(place, format!("not attached within {} s", CORE_PATIENCE.as_secs()))?;
+                }
+                State::Detaching { .. } => {
+                    self.lose(place, format!("not detached within {} s", CORE_PATIENCE.as_secs()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_life(&mut self, place: usize, now: Instant) -> Result<(), Ending> {
+        let suspended = self.state != MachineState::Running;
+        let Some(State::Up { heartbeat, .. }) = self.device(place).map(|device| &mut device.state) else {
+            return Ok(());
+        };
+        if suspended {
+            heartbeat.suspend(now);
+            return Ok(());
+        }
+        match heartbeat.due(now) {
+            Due::Nothing => Ok(()),
+            // One that does not read is found by its silence.
+            Due::Ask(number) => {
+                let _ = self.processes.send_backend(place, &ToBackend::Ping { number });
+                Ok(())
+            }
+            Due::Lost if self.processes.get(place).is_some_and(Child::is_traced) => {
+                if let Some(State::Up { heartbeat, .. }) = self.device(place).map(|device| &mut device.state) {
+                    heartbeat.suspend(now);
+                }
+                Ok(())
+            }
+            Due::Lost => self.lose(place, format!("no sign of life within {} s", Heartbeat::patience())),
+        }
+    }
+
+    fn core_says(&mut self, message: FromCore) -> Result<(), Ending> {
+        match message {
+            FromCore::Attached { device } => {
+                let index = self.index_of(&device);
+                let attaching = |device: &&mut Device| matches!(device.state, State::Attaching { .. });
+                match index.and_then(|index| self.devices.get_mut(index)).filter(attaching) {
+                    Some(_) => self.attached(index.map_or(0, |index| index + 1)),
+                    // It was given up in the meantime.
+                    None if index.is_some() => Ok(()),
+                    None => Err(self.unexpected(0, "Attached of an unknown device")),
+                }
+            }
+            FromCore::Detached { device } => self.detached(&device),
+            FromCore::Lost { device, reason } => match self.index_of(&device) {
+                Some(index) => {
+                    let serves = self.devices.get(index).is_some_and(|device| {
+                        matches!(device.state, State::Up { .. } | State::Detaching { .. } | State::Attaching { .. })
+                    });
+                    // Else it is known already, and what the core says of it is of the last process.
+                    if serves {
+                        self.lose(index + 1, format!("the core lost it: {}", report::harmless(&reason)))?;
+                    }
+                    Ok(())
+                }
+                None => Err(self.unexpected(0, "Lost of an unknown device")),
+            },
+            FromCore::Paused => self.rests(MachineState::Pausing, MachineState::Paused),
+            FromCore::Resumed => self.rests(MachineState::Resuming, MachineState::Running),
+            other => self.other(Event::Message(0, Message::Core(other)), true),
+        }
+    }
+
+    fn backend_says(&mut self, place: usize, message: FromBackend) -> Result<(), Ending> {
+        let on_terminal = self.is_on_terminal(place);
+        let awaits_size = self.awaits_size(place);
+        let traced = self.setting.trace.is_wanted();
+        let now = Instant::now();
+        let Some(device) = self.device(place) else { return Ok(()) };
+        match (message, &mut device.state) {
+            (FromBackend::Ready, State::Starting { ready, .. }) if !*ready => {
+                *ready = true;
+                self.ready(place)
+            }
+            (FromBackend::Alive { number }, State::Up { heartbeat, .. }) => {
+                if heartbeat.alive(number, now) {
+                    self.tell_back(place);
+                    Ok(())
+                } else {
+                    self.lose(
+                        place,
+                        String::from("it broke the protocol: it gave a sign of life that was not asked for"),
+                    )
+                }
+            }
+            // It was asked while it served.
+            (FromBackend::Alive { .. }, State::Detaching { .. }) => Ok(()),
+            (FromBackend::Resubmitted { requests }, State::Up { .. } | State::Attaching { .. }) => {
+                device.reexecuted = device.reexecuted.saturating_add(requests.into());
+                let tallies = self.setting.tallies;
+                tallies.add(place.wrapping_sub(1), |tally| {
+                    tally.reexecuted = tally.reexecuted.saturating_add(requests.into());
+                });
+                Ok(())
+            }
+            (FromBackend::Failed(fault), _) => {
+                let reason = report::harmless(&fault.message);
+                self.lose(place, reason)
+            }
+            (FromBackend::Resized, _) if awaits_size => self.size_taken(place),
+            (FromBackend::Leave, _) if on_terminal => Err(Ending::Left),
+            (message @ FromBackend::Trace(_), _) if traced => {
+                self.other(Event::Message(place, Message::Backend(message)), true)
+            }
+            (message, _) => {
+                let what = super::ending::kind_of(&Message::Backend(message));
+                self.lose(place, format!("it broke the protocol: {what} was not expected"))
+            }
+        }
+    }
+
+    /// The process of a device is of no use any more: it is ended, and the next one will take its place.
+    pub(super) fn lose(&mut self, place: usize, cause: String) -> Result<(), Ending> {
+        self.tell_back(place);
+        let now = Instant::now();
+        let Some(device) = self.device(place) else { return Ok(()) };
+        let served = match &device.state {
+            State::Up { since, .. } => Some(now.saturating_duration_since(*since)),
+            State::Ending { .. } | State::Draining { .. } | State::Waiting { .. } => return Ok(()),
+            _ => None,
+        };
+        let by_hand = matches!(device.state, State::Detaching { .. });
+        let delay = if by_hand { Duration::ZERO } else { device.backoff.after(served) };
+        match &mut device.loss {
+            // It failed on its way back, whoever asked for that.
+            Some(loss) if served.is_none() && !by_hand => {
+                (loss.cause, loss.delay, loss.told, loss.by_hand) = (cause, delay, false, false);
+            }
+            Some(loss) => (loss.cause, loss.told) = (cause, false),
+            None => {
+                device.reexecuted = 0;
+                device.loss = Some(Loss { at: now, cause, by_hand, orderly: false, delay, told: false });
+            }
+        }
+        device.state = State::Ending { overdue: Some(now + OVERDUE) };
+        let first = served.is_some();
+        self.processes.kill(place);
+        self.tell_loss(place);
+        self.forget_size(place);
+        let Some(spec) = self.spec_of(place) else { return Ok(()) };
+        if first && spec.policy.on_fail == OnFail::NeedsReset {
+            self.send_core(&ToCore::NeedsReset { device: spec.id.clone() })?;
+        }
+        Ok(())
+    }
+
+    /// Says what was lost, why, and what is done about it.
+    fn tell_loss(&mut self, place: usize) {
+        let restart = self.spec_of(place).map(|spec| spec.policy.restart);
+        let name = self.processes.name(place);
+        let id = self.spec_of(place).map_or_else(String::new, |spec| spec.id.to_string());
+        let Some(loss) = self.device(place).and_then(|device| device.loss.as_mut()) else { return };
+        if std::mem::replace(&mut loss.told, true) {
+            return;
+        }
+        let stays = restart == Some(Restart::Never) || (restart == Some(Restart::OnFailure) && loss.orderly);
+        let next = if loss.by_hand {
+            "it is replaced".to_owned()
+        } else if stays {
+            format!("it stays away until 'ozone restart NAME {id}'")
+        } else if loss.delay.is_zero() {
+            "it is started again at once".to_owned()
+        } else {
+            format!("it is started again in {}", milliseconds(loss.delay))
+        };
+        report::say(&format!("[{name}] lost: {}; {next}", loss.cause));
+    }
+
+    /// Says that a device is back.
+    fn tell_back(&mut self, place: usize) {
+        let name = self.processes.name(place);
+        let Some(device) = self.device(place) else { return };
+        let Some((loss, away)) = device.back.take() else { return };
+        let requests = device.reexecuted;
+        let restarts = self.setting.tallies.add(place.wrapping_sub(1), |_| {}).restarts;
+        let Loss { cause, delay, by_hand, .. } = loss;
+        let when =
+            if by_hand || delay.is_zero() { "at once".to_owned() } else { format!("after {}", milliseconds(delay)) };
+        let away = milliseconds(away);
+        report::say(&format!(
+            "[{name}] back after {away}: {cause}; started again {when}; {requests} requests carried out again (restart {restarts})"
+        ));
+    }
+
+    /// The process of a device has ended.
+    fn died(&mut self, place: usize, death: Death) -> Result<(), Ending> {
+        let unawaited = self.device(place).is_some_and(|device| !matches!(device.state, State::Ending { .. }));
+        if unawaited {
+            let serves = self.device(place).is_some_and(|device| matches!(device.state, State::Up { .. }));
+            let orderly = serves && death.is_orderly();
+            // Told later: as a rule it is the machine that ends.
+            if let Some(device) = self.device(place).filter(|_| orderly) {
+                let delay = SETTLE.max(device.backoff.after(None));
+                let now = Instant::now();
+                let loss = Loss { at: now, cause: death.to_string(), by_hand: false, orderly, delay, told: true };
+                device.loss.get_or_insert(loss).orderly = true;
+                device.state = State::Ending { overdue: None };
+            } else {
+                self.lose(place, death.to_string())?;
+            }
+        }
+        let now = Instant::now();
+        if let Some(device) = self.device(place) {
+            device.state = State::Draining { prepared: None, look: now, overdue: Some(now + OVERDUE) };
+        }
+        self.look_at_drain(place)
+    }
+
+    /// Looks whether what the last process began has ended.
+    fn look_at_drain(&mut self, place: usize) -> Result<(), Ending> {
+        let now = Instant::now();
+        let index = place.wrapping_sub(1);
+        let ended = self.processes.is_drained(place);
+        let Some(host) = self.setting.resources.devices.get(index) else { return Ok(()) };
+        let Some(State::Draining { prepared, look, overdue }) = self.device(place).map(|device| &mut device.state)
+        else {
+            return Ok(());
+        };
+        let mut complaint = None;
+        let mut found = None;
+        if ended {
+            let fresh = prepared.take().map_or_else(|| host.prepare(), Ok);
+            match fresh.and_then(|fresh| fresh.is_free().map(|free| (fresh, free))) {
+                Ok((fresh, true)) => found = Some(fresh),
+                Ok((fresh, false)) => {
+                    *prepared = Some(fresh);
+                    *look = now + DRAIN_LOOK;
+                }
+                Err(error) => {
+                    *look = now + RETRY;
+                    complaint = Some(error);
+                }
+            }
+        } else {
+            // The end of its sentinel is told.
+            *look = overdue.unwrap_or(now + OVERDUE);
+        }
+        if found.is_none() && overdue.is_some_and(|overdue| overdue <= now) {
+            complaint = complaint.or_else(|| host.draining(OVERDUE.as_secs()));
+            *overdue = None;
+            *look = (*look).max(now + DRAIN_LOOK);
+        }
+        if let Some(error) = complaint {
+            report::say(&format!("[{}] {error}", self.processes.name(place)));
+        }
+        match found {
+            Some(prepared) => self.drained(place, prepared),
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing of the last process is under way: the core may let go of what waits for that, and the next one can come.
+    fn drained(&mut self, place: usize, prepared: Prepared) -> Result<(), Ending> {
+        let Some(spec) = self.spec_of(place) else { return Ok(()) };
+        self.send_core(&ToCore::Gone { device: spec.id.clone() })?;
+        let restart = spec.policy.restart;
+        let now = Instant::now();
+        let Some(device) = self.device(place) else { return Ok(()) };
+        device.parting = device.parting.saturating_add(1);
+        let until = match &device.loss {
+            Some(loss) if loss.by_hand => Some(now),
+            _ if restart == Restart::Never => None,
+            Some(loss) if loss.orderly && restart == Restart::OnFailure => None,
+            Some(loss) => Some(now + loss.delay),
+            None => Some(now),
+        };
+        device.state = State::Waiting { prepared: Some(prepared), until };
+        if until.is_none() {
+            if let Some(loss) = &mut device.loss {
+                loss.told &= !loss.orderly;
+            }
+            self.tell_loss(place);
+            self.refuse_waits_for(place.wrapping_sub(1));
+        }
+        self.tick(now)
+    }
+
+    /// Starts the next process of a device.
+    fn start(&mut self, place: usize) -> Result<(), Ending> {
+        let now = Instant::now();
+        let Some(device) = self.device(place) else { return Ok(()) };
+        let State::Waiting { prepared, .. } = &mut device.state else { return Ok(()) };
+        let Some(prepared) = prepared.take() else {
+            device.state = State::Draining { prepared: None, look: now, overdue: Some(now + OVERDUE) };
+            return self.look_at_drain(place);
+        };
+        if let Some(loss) = device.loss.as_mut().filter(|loss| loss.orderly && !loss.by_hand) {
+            // It was the device alone after all.
+            loss.told = false;
+            loss.orderly = false;
+        }
+        self.tell_loss(place);
+        match self.spawn(place, prepared) {
+            Ok(socket) => {
+                if let Some(device) = self.device(place) {
+                    device.state = State::Starting { socket, ready: false, deadline: now + READY_PATIENCE };
+                }
+                Ok(())
+            }
+            Err(ending) => {
+                self.processes.kill(place);
+                let Some(device) = self.device(place) else { return Ok(()) };
+                let delay = device.backoff.after(None).max(RETRY);
+                if let Some(loss) = &mut device.loss {
+                    (loss.cause, loss.delay, loss.told) = (ending.to_string(), delay, false);
+                }
+                device.state = State::Waiting { prepared: None, until: Some(now + delay) };
+                self.tell_loss(place);
+                Ok(())
+            }
+        }
+    }
+
+    fn spawn(&mut self, place: usize, prepared: Prepared) -> Result<OwnedFd, Ending> {
+        let entered = spawn::enter(&self.setting, place, false)?;
+        let child = Child::entering(entered.process, entered.child.follow(), entered.link, entered.log);
+        self.processes.replace(place, child);
+        self.start_device(place, prepared, true)
+    }
+
+    /// A fresh process serves its socket: the core may connect to it, once it has let go of the last one.
+    fn ready(&mut self, place: usize) -> Result<(), Ending> {
+        let Some(spec) = self.spec_of(place) else { return Ok(()) };
+        let Some(device) = self.device(place) else { return Ok(()) };
+        if device.parting > 0 || !matches!(device.state, State::Starting { ready: true, .. }) {
+            return Ok(());
+        }
+        let attaching = State::Attaching { deadline: Instant::now() + CORE_PATIENCE };
+        if let State::Starting { socket, .. } = std::mem::replace(&mut device.state, attaching) {
+            self.attach(spec, socket)?;
+        }
+        if self.is_on_terminal(place) { self.tell_size() } else { Ok(()) }
+    }
+
+    /// The core is connected to a fresh process, and its queues run if the driver is ready.
+    fn attached(&mut self, place: usize) -> Result<(), Ending> {
+        let now = Instant::now();
+        let Some(device) = self.device(place) else { return Ok(()) };
+        device.state = State::Up { since: now, heartbeat: Heartbeat::new(now) };
+        if let Some(loss) = device.loss.take() {
+            let away = now.saturating_duration_since(loss.at);
+            let cause = loss.cause.clone();
+            device.back = Some((loss, away));
+            self.setting.tallies.add(place.wrapping_sub(1), |tally| {
+                tally.restarts = tally.restarts.saturating_add(1);
+                tally.cause = Some(cause);
+                tally.away = Some(away);
+                tally.away_total = tally.away_total.saturating_add(away);
+            });
+        }
+        self.settle_waits();
+        Ok(())
+    }
+
+    /// The core has let go of a backend: as it was asked to, or since that is gone.
+    fn detached(&mut self, id: &DeviceId) -> Result<(), Ending> {
+        let place = self.index_of(id).map_or(0, |index| index + 1);
+        let Some(device) = self.device(place) else {
+            return Err(self.unexpected(0, "Detached of an unknown device"));
+        };
+        if device.parting > 0 {
+            device.parting -= 1;
+            return self.ready(place);
+        }
+        if matches!(device.state, State::Detaching { .. }) {
+            device.state = State::Ending { overdue: Some(Instant::now() + OVERDUE) };
+            self.processes.kill(place);
+            return Ok(());
+        }
+        Err(self.unexpected(0, format!("Detached of {id}")))
+    }
+
+    /// Replaces a device's process, or starts the one that is waited for.
+    pub(super) fn restart(&mut self, place: usize) -> Result<(), Ending> {
+        let Some(spec) = self.spec_of(place) else { return Ok(()) };
+        let now = Instant::now();
+        let Some(device) = self.device(place) else { return Ok(()) };
+        match &mut device.state {
+            State::Up { .. } => {
+                let cause = String::from("replaced by hand");
+                let (by_hand, orderly, delay, told) = (true, false, Duration::ZERO, true);
+                device.loss = Some(Loss { at: now, cause, by_hand, orderly, delay, told });
+                device.reexecuted = 0;
+                device.state = State::Detaching { deadline: now + CORE_PATIENCE };
+                self.send_core(&ToCore::Detach { device: spec.id.clone() })
+            }
+            State::Waiting { until, .. } => {
+                *until = Some(now);
+                Ok(())
+            }
+            // It is on its way.
+            _ => Ok(()),
+        }
+    }
+
+    fn device(&mut self, place: usize) -> Option<&mut Device> {
+        self.devices.get_mut(place.checked_sub(1)?)
+    }
+
+    fn spec_of(&self, place: usize) -> Option<&'a spec::Device> {
+        let spec: &'a spec::VmSpec = self.setting.spec;
+        spec.devices.get(place.checked_sub(1)?)
+    }
+
+    /// The index of the device of that name.
+    pub(super) fn index_of(&self, id: &DeviceId) -> Option<usize> {
+        self.setting.spec.devices.iter().position(|device| device.id == *id)
+    }
+}
+
+/// A time in words: short ones with a digit behind the point.
+fn milliseconds(time: Duration) -> String {
+    let milliseconds = time.as_secs_f64() * 1e3;
+    if milliseconds < 10.0 { format!("{milliseconds:.1} ms") } else { format!("{milliseconds:.0} ms") }
+}

@@ -11,7 +11,7 @@ use protocol::{Cause, DeviceId, Fault, LinkError, ToCore};
 pub enum Event {
     /// `ozone` sent a message, or the channel ended.
     Control(Result<ToCore, LinkError>),
-    /// A device's backend answered the handshake.
+    /// A device's backend answered the handshake and serves the queues, if the driver is ready.
     Attached(DeviceId),
     /// A device's backend broke the protocol, went away or missed a deadline.
     Lost(DeviceId, String),

@@ -1,6 +1,6 @@
 //! The machine: everything that exists before the first instruction runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,14 +19,15 @@ use crate::legacy::serial::Transmitter;
 use crate::memory::{self, Memory};
 use crate::trace::Tracer;
 use crate::vcpu::{self, Buses, Gate};
+use crate::virtio::attendant::{Attendant, Command};
 use crate::virtio::device::Device;
 use crate::virtio::mmio::{MmioTransport, Wiring};
-use crate::virtio::vhost::{Attendant, Command};
 
 /// A machine whose vCPUs have not started.
 pub struct Machine {
     devices: HashMap<DeviceId, Arc<Device>>,
-    waiting: usize,
+    /// Devices that have not been attached for the first time.
+    waiting: HashSet<DeviceId>,
     gate: Arc<Gate>,
     power_button: EventFd,
     transmitter: Transmitter,
@@ -74,8 +75,9 @@ impl Machine {
                 .map_err(|error| Fault::host(format!("KVM_IRQFD of device '{}': {error}", slot.device)))?;
             let (device, commands) = Device::new(slot.device.clone(), slot.kind, config_interrupt, events.clone());
             let device = Arc::new(device);
-            let attendant =
-                Attendant::new(device.clone(), vm.clone(), memory.clone(), wiring, events.clone(), tracer.clone());
+            let wired = vm.clone();
+            let wire = Box::new(move |queue, signals: &_| wiring.connect(&wired, queue, signals));
+            let attendant = Attendant::new(device.clone(), memory.clone(), wire, events.clone(), tracer.clone());
             spawn(&format!("{}/{}", slot.kind.role(), slot.device), move || attendant.serve(&commands))?;
             let transport = MmioTransport::new(device.clone(), events.clone(), tracer.clone());
             mmio.insert(address..address + layout::VIRTIO_MMIO_SIZE, Arc::new(transport));
@@ -91,7 +93,7 @@ impl Machine {
             vcpu::spawn(index, vcpu, buses.clone(), gate.clone(), events.clone(), tracer.clone())?;
         }
         laps.done(Point::Processors);
-        let waiting = devices.len();
+        let waiting = devices.keys().cloned().collect();
         Ok(Self { devices, waiting, gate, power_button: platform.power_button, transmitter, _memory: memory, _vm: vm })
     }
 
@@ -128,14 +130,23 @@ impl Machine {
         self.devices.values().filter_map(hang_up).min()
     }
 
-    /// Notes that a device was attached.
-    pub fn attached(&mut self) {
-        self.waiting = self.waiting.saturating_sub(1);
+    /// A device's backend has ended, and nothing of it is under way any more.
+    ///
+    /// # Errors
+    /// An internal fault when the machine has no such device.
+    pub fn gone(&self, device: &DeviceId) -> Result<(), Fault> {
+        self.device(device)?.command(Command::Gone);
+        Ok(())
     }
 
-    /// Whether every device has been attached.
+    /// Notes that a device was attached.
+    pub fn attached(&mut self, device: &DeviceId) {
+        self.waiting.remove(device);
+    }
+
+    /// Whether every device has been attached at least once.
     pub fn is_complete(&self) -> bool {
-        self.waiting == 0
+        self.waiting.is_empty()
     }
 
     /// Starts the vCPUs.

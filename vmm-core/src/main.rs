@@ -101,6 +101,7 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
         match event {
             Event::Conversation => {}
             Event::Control(Ok(ToCore::Attach(attach))) => machine.attach(&attach.device, attach.socket.into_fd())?,
+            Event::Control(Ok(ToCore::Gone { device })) => machine.gone(&device)?,
             Event::Control(Ok(ToCore::Run)) if !asked_to_run => asked_to_run = true,
             Event::Control(Ok(ToCore::PowerButton)) => machine.press_power_button(),
             Event::Control(Ok(ToCore::ConfigChanged { device })) => machine.config_changed(&device)?,
@@ -108,7 +109,6 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
                 ToCore::Boot(_)
                 | ToCore::Run
                 | ToCore::Detach { .. }
-                | ToCore::Gone { .. }
                 | ToCore::NeedsReset { .. }
                 | ToCore::Pause
                 | ToCore::Resume,
@@ -118,8 +118,8 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
             Event::Control(Err(LinkError::Closed)) => return Err(Fault::internal("ozone is gone")),
             Event::Control(Err(error)) => return Err(Fault::internal(error.to_string())),
             Event::Attached(device) => {
+                machine.attached(&device);
                 tell(control, &FromCore::Attached { device })?;
-                machine.attached();
             }
             Event::Lost(device, reason) => tell(control, &FromCore::Lost { device, reason })?,
             Event::Trace(mark) => tell(control, &FromCore::Trace(vec![mark]))?,

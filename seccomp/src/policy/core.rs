@@ -1,16 +1,20 @@
 //! The tables of `vmm-core`.
 
 use libc::{
-    F_GETFD as LIBC_F_GETFD, PROT_EXEC, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit, SYS_exit_group,
-    SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_memfd_create, SYS_mmap,
-    SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_write,
+    F_DUPFD_CLOEXEC as LIBC_F_DUPFD_CLOEXEC, F_GETFD as LIBC_F_GETFD, F_SETFL as LIBC_F_SETFL,
+    O_NONBLOCK as LIBC_O_NONBLOCK, PROT_EXEC, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit,
+    SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_ioctl, SYS_lseek, SYS_madvise,
+    SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_rt_sigprocmask,
+    SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
 
 const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
 const F_GETFD: u32 = LIBC_F_GETFD.unsigned_abs();
+const F_DUPFD_CLOEXEC: u32 = LIBC_F_DUPFD_CLOEXEC.unsigned_abs();
+const F_SETFL: u32 = LIBC_F_SETFL.unsigned_abs();
+const O_NONBLOCK: u32 = LIBC_O_NONBLOCK.unsigned_abs();
 /// `_IO(KVMIO, 0x80)`, Linux `include/uapi/linux/kvm.h`.
 const KVM_RUN: u32 = 0xae80;
 
@@ -39,6 +43,16 @@ pub const RUN: &[Rule] = &[
     allow(SYS_sched_yield, "the standard library's queues back off"),
     allow(SYS_clock_gettime, "deadlines, where the clock cannot be read in user space"),
     allow_if(SYS_fcntl, &[Check::Equals(1, F_GETFD)], "the standard library's check before it closes a descriptor"),
+    allow_if(
+        SYS_fcntl,
+        &[Check::Equals(1, F_DUPFD_CLOEXEC)],
+        "the socket of a backend that came back, a second time: the main thread hangs up by it",
+    ),
+    allow_if(
+        SYS_fcntl,
+        &[Check::Equals(1, F_SETFL), Check::Equals(2, O_NONBLOCK)],
+        "kicks and calls that a dead backend may have made blocking",
+    ),
     allow(SYS_close, "the socket of a backend that is gone"),
     allow(SYS_brk, "the heap grows"),
     allow_if(SYS_mmap, &[Check::Without(2, NO_EXEC)], "the heap grows by mappings"),

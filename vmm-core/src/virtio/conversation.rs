@@ -38,6 +38,14 @@ impl Conversation {
         self.overdue = false;
     }
 
+    /// It has ended: the other side is told so.
+    pub fn close(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            // Fails when the other side is gone already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
     /// When the backend has to have answered.
     pub fn deadline(&self) -> Option<Instant> {
         self.since.map(|since| since + PATIENCE)
@@ -49,10 +57,7 @@ impl Conversation {
             self.overdue = true;
             // Once: the attendant ends what is pending.
             self.since = None;
-            if let Some(socket) = self.socket.take() {
-                // Fails when the other side is gone already.
-                let _ = socket.shutdown(Shutdown::Both);
-            }
+            self.close();
         }
     }
 

@@ -8,30 +8,24 @@ use std::time::Duration;
 use protocol::{DeviceId, DeviceKind};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::attendant::Command;
 use super::conversation::Conversation;
+use super::signals::QueueEvents;
 use super::state::QueueState;
-use super::vhost::Command;
+
 use crate::event::{Event, Events};
 
-/// How long a vCPU that reset a device waits for its queues to stop.
-pub const RESET_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a vCPU that reset a device waits for its queues to stop: a backend is hung up on when its time is over
+/// ([`PATIENCE`](super::conversation::PATIENCE)), and then `ozone` has to end it and to wait for what it began.
+pub const RESET_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What a backend offered when it was first attached. It never shrinks afterwards.
+/// What a backend offered when it was first attached. It never changes afterwards.
 #[derive(Debug)]
 pub struct Offer {
     /// The virtio features that the guest is shown.
     pub features: u64,
     /// The queues, in order.
     pub queues: Vec<QueueEvents>,
-}
-
-/// The two signals of a queue. They outlive backends.
-#[derive(Debug)]
-pub struct QueueEvents {
-    /// From the guest to the backend: bound to the notification register by an ioeventfd.
-    pub kick: EventFd,
-    /// From the backend to the guest: bound to the interrupt by an irqfd.
-    pub call: EventFd,
 }
 
 /// What a transport asks of the queues when the driver is ready.
@@ -127,17 +121,22 @@ impl Device {
         self.command(Command::Start(activation));
     }
 
-    /// Stops the queues and waits until they are, so that the guest may reuse their memory at once.
+    /// Stops the queues, forgets what the driver set up and waits until no queue is served, so that the guest may reuse
+    /// their memory at once. A backend that was lost counts only when it is gone.
     ///
     /// Linux's virtio-mmio driver frees its rings right after the write that resets the device, without polling.
-    /// Answers whether the queues stopped within [`RESET_DEADLINE`].
-    pub fn stop(&self) -> bool {
+    /// Answers whether that was so within `deadline`; after a `false` the caller's vCPU must not run again.
+    pub fn stop(&self, deadline: Duration) -> bool {
         let (stopped, wait) = channel();
         self.command(Command::Stop(stopped));
         // An attendant that is gone has no queue running.
-        let stopped = !matches!(wait.recv_timeout(RESET_DEADLINE), Err(RecvTimeoutError::Timeout));
-        self.failed.store(!stopped, Ordering::Release);
-        stopped
+        !matches!(wait.recv_timeout(deadline), Err(RecvTimeoutError::Timeout))
+    }
+
+    /// The driver reset the device: it is whole again, and what it said of itself is forgotten.
+    pub fn mend(&self) {
+        self.failed.store(false, Ordering::Release);
+        self.acknowledge_config_change();
     }
 
     /// Marks the device as broken until the driver resets it, and tells the driver (virtio 1.2, section 2.1.2).

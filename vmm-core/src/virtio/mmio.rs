@@ -1,12 +1,14 @@
 //! virtio over MMIO, version 2 (virtio 1.2, section 4.2.2): the registers, and nothing of any device kind.
 
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use protocol::Fault;
 use protocol::trace::Point;
 
-use super::device::{Activation, Device, QueueEvents};
+use super::device::{Activation, Device, RESET_DEADLINE};
+use super::signals::QueueEvents;
 use super::state::{QUEUE_SIZE, QueueState, TransportState, VERSION_1, status};
 use crate::bus::BusDevice;
 use crate::event::{Event, Events};
@@ -87,12 +89,14 @@ pub struct MmioTransport {
     events: Events,
     tracer: Tracer,
     traced: Once,
+    reset_deadline: Duration,
 }
 
 impl MmioTransport {
     /// A transport in front of `device`.
     pub fn new(device: Arc<Device>, events: Events, tracer: Tracer) -> Self {
-        Self { device, state: Mutex::new(TransportState::new(0)), events, tracer, traced: Once::new() }
+        let state = Mutex::new(TransportState::new(0));
+        Self { device, state, events, tracer, traced: Once::new(), reset_deadline: RESET_DEADLINE }
     }
 
     fn state(&self) -> MutexGuard<'_, TransportState> {
@@ -143,6 +147,9 @@ impl MmioTransport {
 
     fn write_register(&self, offset: u64, value: u32) {
         let mut state = self.state();
+        if offset == register::STATUS && value == 0 {
+            return self.reset(state);
+        }
         match offset {
             register::DEVICE_FEATURES_SELECT => state.device_features_select = value,
             register::DRIVER_FEATURES_SELECT => state.driver_features_select = value,
@@ -153,7 +160,6 @@ impl MmioTransport {
             register::QUEUE_SELECT => state.queue_select = value,
             register::QUEUE_READY => Self::set_queue_ready(&mut state, value),
             register::INTERRUPT_ACKNOWLEDGE if value & INTERRUPT_CONFIG != 0 => self.device.acknowledge_config_change(),
-            register::STATUS if value == 0 => self.reset(&mut state),
             register::STATUS => self.set_status(&mut state, value),
             // Bound to the kick descriptors; a value that matches no queue ends here and means nothing. The shared
             // memory selector selects among none.
@@ -214,14 +220,25 @@ impl MmioTransport {
         }
     }
 
-    fn reset(&self, state: &mut TransportState) {
+    /// Resets the device. The vCPU is held until its queues are stopped, without the lock: other vCPUs are not held up.
+    fn reset(&self, mut state: MutexGuard<'_, TransportState>) {
         let running = state.status & status::DRIVER_OK != 0;
         *state = TransportState::new(self.queue_count());
-        self.device.acknowledge_config_change();
-        if running && !self.device.stop() {
-            let reason = String::from("its queues did not stop within the deadline of a reset");
-            let _ = self.events.send(Event::Lost(self.device.id.clone(), reason));
+        drop(state);
+        if running && !self.device.stop(self.reset_deadline) {
+            // The driver frees the memory of its rings and buffers next, and a backend that is neither stopped nor gone may
+            // write into it at any later time: a corruption that nobody would trace back to here. So the machine ends.
+            let (id, seconds) = (&self.device.id, self.reset_deadline.as_secs());
+            let fault = format!(
+                "device '{id}': its driver reset it, and its backend neither stopped nor was gone within {seconds} s: guest memory is not safe from it"
+            );
+            let _ = self.events.send(Event::Failed(Fault::host(fault)));
+            // This vCPU must not run again. The process ends soon.
+            loop {
+                std::thread::park();
+            }
         }
+        self.device.mend();
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -290,8 +307,8 @@ impl BusDevice for MmioTransport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::attendant::Command;
     use crate::virtio::device::Offer;
-    use crate::virtio::vhost::Command;
     use protocol::DeviceKind;
     use std::sync::mpsc::{Receiver, channel};
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

@@ -1,0 +1,221 @@
+//! What is asked of a device's backend, and when: one attendant thread per device.
+//!
+//! A backend that never answers holds up this thread alone, until the main thread hangs up ([`super::conversation`]).
+//! When a conversation is lost the guest notices nothing: its kicks gather in their descriptors, what the driver set up is
+//! kept, and the next incarnation is told it anew ([`super::replay`]).
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+use protocol::Fault;
+use protocol::log::Rare;
+use protocol::trace::Point;
+
+use super::conversation::PATIENCE;
+use super::device::{Activation, Device, Offer};
+use super::handshake::{self, Greeting};
+use super::incarnation::{BackendError, Incarnation};
+use super::replay::{ReplayError, Setup};
+use super::signals::QueueEvents;
+use crate::event::{Event, Events};
+use crate::memory::Memory;
+use crate::trace::Tracer;
+
+/// What an attendant is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Greet the backend behind this socket. Nothing of an earlier one is under way any more.
+    Attach(OwnedFd),
+    /// The backend has ended, and nothing of it is under way any more.
+    Gone,
+    /// The driver is ready: start the queues.
+    Start(Activation),
+    /// The driver reset the device: stop the queues, then answer.
+    Stop(Sender<()>),
+    /// The configuration space is another now.
+    ReadConfig,
+}
+
+/// Connects the signals of the queue with this number to the machine.
+pub type Wire = Box<dyn Fn(usize, &QueueEvents) -> Result<(), Fault> + Send>;
+
+/// How it stands with the device's backend.
+enum Backend {
+    /// There is none, and nothing of an earlier one is under way.
+    Away,
+    /// It answers.
+    Here(Incarnation),
+    /// It is not spoken to any more, but may still be at work in guest memory: no reset is answered before it is gone.
+    Lost,
+}
+
+/// The thread's state.
+pub struct Attendant {
+    device: Arc<Device>,
+    memory: Memory,
+    wire: Wire,
+    events: Events,
+    tracer: Tracer,
+    backend: Backend,
+    /// From DRIVER_OK to the reset of the device.
+    setup: Option<Setup>,
+    /// Resets that wait for queues which did not stop: nobody may answer them before the backend is dead.
+    unstopped: Vec<Sender<()>>,
+    misplaced_rings: Rare,
+}
+
+impl Attendant {
+    /// An attendant without a backend.
+    pub fn new(device: Arc<Device>, memory: Memory, wire: Wire, events: Events, tracer: Tracer) -> Self {
+        Self {
+            device,
+            memory,
+            wire,
+            events,
+            tracer,
+            backend: Backend::Away,
+            setup: None,
+            unstopped: Vec::new(),
+            misplaced_rings: Rare::default(),
+        }
+    }
+
+    /// Serves commands until the device is gone.
+    pub fn serve(mut self, commands: &Receiver<Command>) {
+        for command in commands {
+            if let Err(error) = self.obey(command) {
+                self.lose(error);
+            }
+            self.device.done();
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<(), BackendError> {
+        match command {
+            Command::Attach(socket) => {
+                self.gone();
+                let start = self.tracer.now();
+                self.attach(socket)?;
+                self.tracer.done(start, || Point::Handshake(self.device.id.clone()));
+                self.tell(Event::Attached(self.device.id.clone()));
+            }
+            Command::Gone => self.gone(),
+            Command::Start(activation) => {
+                self.setup = Some(Setup::new(activation));
+                self.hand_over()?;
+            }
+            Command::Stop(stopped) => {
+                self.setup = None;
+                let outcome = self.stop();
+                if matches!((&outcome, &self.backend), (Ok(()), Backend::Away | Backend::Here(_))) {
+                    let _ = stopped.send(());
+                } else {
+                    self.unstopped.push(stopped);
+                }
+                outcome?;
+            }
+            Command::ReadConfig => {
+                // One that is attached later is asked then.
+                if let Backend::Here(incarnation) = &mut self.backend {
+                    self.device.change_config(incarnation.config(self.device.kind)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Greets a backend and, if the driver is ready, has it go on where an earlier one ended.
+    fn attach(&mut self, socket: OwnedFd) -> Result<(), BackendError> {
+        let socket = UnixStream::from(socket);
+        self.device.conversation().over(socket.try_clone()?);
+        let Greeting { incarnation, queues, config } = handshake::greet(socket, self.device.kind)?;
+        self.accept(incarnation.features, queues)?;
+        if let Some(setup) = &self.setup {
+            setup.check(&incarnation, self.device.kind)?;
+        }
+        self.device.change_config(config);
+        self.backend = Backend::Here(incarnation);
+        self.hand_over()
+    }
+
+    /// Takes the first incarnation's offer for the device's. A later one may offer less than the guest was shown, as long as
+    /// it offers what the driver accepted.
+    fn accept(&self, features: u64, queues: usize) -> Result<(), BackendError> {
+        if let Some(offer) = self.device.offer.get() {
+            if offer.queues.len() > queues {
+                return Err(BackendError::Absurd(format!("{queues} queues and had {} before", offer.queues.len())));
+            }
+            return Ok(());
+        }
+        let mut events = Vec::with_capacity(queues);
+        for queue in 0..queues {
+            let signals = QueueEvents::new()?;
+            (self.wire)(queue, &signals).map_err(BackendError::Host)?;
+            events.push(signals);
+        }
+        let offer = Offer { features, queues: events };
+        self.device.offer.set(offer).map_err(|_| BackendError::Absurd(String::from("two offers at once")))
+    }
+
+    /// Starts the queues, if there is a backend and a driver.
+    fn hand_over(&mut self) -> Result<(), BackendError> {
+        let (Backend::Here(incarnation), Some(setup), Some(offer)) =
+            (&mut self.backend, &mut self.setup, self.device.offer.get())
+        else {
+            return Ok(());
+        };
+        setup.check(incarnation, self.device.kind)?;
+        match setup.hand_over(incarnation, &self.memory, &offer.queues) {
+            Ok(()) => Ok(()),
+            Err(ReplayError::Backend(error)) => Err(error),
+            Err(ReplayError::Driver(misplaced)) => {
+                if let Some(times) = self.misplaced_rings.again() {
+                    log::warn!("{}: {misplaced} ({times} times)", self.device.id);
+                }
+                // Until its next DRIVER_OK there is nothing to start.
+                self.setup = None;
+                self.device.fail();
+                Ok(())
+            }
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), BackendError> {
+        match &mut self.backend {
+            Backend::Here(incarnation) => incarnation.stop(),
+            Backend::Away | Backend::Lost => Ok(()),
+        }
+    }
+
+    /// Nothing of any backend is under way: resets need not wait for one.
+    fn gone(&mut self) {
+        self.backend = Backend::Away;
+        self.device.conversation().close();
+        for stopped in self.unstopped.drain(..) {
+            let _ = stopped.send(());
+        }
+    }
+
+    /// The conversation has failed: it has no known position any more, and ends.
+    fn lose(&mut self, error: BackendError) {
+        self.backend = Backend::Lost;
+        let overdue = {
+            let mut conversation = self.device.conversation();
+            conversation.close();
+            conversation.is_overdue()
+        };
+        let id = self.device.id.clone();
+        self.tell(match error {
+            BackendError::Host(fault) => Event::Failed(fault),
+            error if overdue => Event::Lost(id, format!("it did not answer within {} s: {error}", PATIENCE.as_secs())),
+            error => Event::Lost(id, error.to_string()),
+        });
+    }
+
+    fn tell(&self, event: Event) {
+        // A receiver that is gone means that the machine is ending.
+        let _ = self.events.send(event);
+    }
+}

@@ -219,3 +219,6 @@ impl Attendant {
         let _ = self.events.send(event);
     }
 }
+
+#[cfg(test)]
+mod tests;

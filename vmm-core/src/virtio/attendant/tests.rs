@@ -1,0 +1,331 @@
+//! Attendants and backends by hand, without a machine.
+#![allow(clippy::indexing_slicing)]
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+use protocol::DeviceKind;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::virtio::state::QueueState;
+
+#[path = "../../../tests/fake/mod.rs"]
+mod fake;
+
+use fake::request::{
+    GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, SET_FEATURES, SET_MEM_TABLE,
+    SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK,
+    SET_VRING_NUM,
+};
+use fake::{Act, DEADLINE, FEATURES, Fake, Honest, PROTOCOL_FEATURES, Request};
+
+const GREETING: [u32; 6] =
+    [SET_OWNER, GET_FEATURES, GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_CONFIG];
+const QUEUE: [u32; 6] =
+    [SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_KICK, SET_VRING_ENABLE];
+
+/// Where the used ring of the first queue is.
+const USED: u64 = 0x3000;
+
+/// A device whose attendant runs.
+struct Bench {
+    device: Arc<Device>,
+    memory: Memory,
+    events: Receiver<Event>,
+}
+
+fn queue(size: u16) -> QueueState {
+    QueueState { size, ready: true, descriptors: 0x1000, available: 0x2000, used: USED }
+}
+
+fn activation(queues: &[QueueState]) -> Activation {
+    Activation { features: FEATURES, queues: queues.to_vec() }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (events, received) = channel();
+        let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
+        let id = String::from("disk").try_into().unwrap();
+        let (device, commands) = Device::new(id, DeviceKind::Blk, interrupt, events.clone());
+        let device = Arc::new(device);
+        let memory = crate::memory::create(16 << 20).unwrap();
+        let tracer = Tracer::new(false, &events);
+        let attendant = Attendant::new(device.clone(), memory.clone(), Box::new(|_, _| Ok(())), events, tracer);
+        std::thread::spawn(move || attendant.serve(&commands));
+        Self { device, memory, events: received }
+    }
+
+    /// The next event other than that of a conversation.
+    fn event(&self, awaited: &str) -> Event {
+        loop {
+            match self.events.recv_timeout(DEADLINE) {
+                Ok(Event::Conversation) => {}
+                Ok(event) => return event,
+                Err(error) => panic!("{awaited} was awaited: {error}"),
+            }
+        }
+    }
+
+    fn attach(&self, backend: &mut Fake) {
+        self.device.command(Command::Attach(backend.take_socket()));
+    }
+
+    fn attached(&self, backend: &mut Fake) {
+        self.attach(backend);
+        let event = self.event("Attached");
+        assert!(matches!(event, Event::Attached(_)), "{event:?}");
+    }
+
+    fn lost(&self) -> String {
+        match self.event("Lost") {
+            Event::Lost(_, reason) => reason,
+            other => panic!("instead of Lost: {other:?}"),
+        }
+    }
+
+    /// Waits until everything commanded so far is done, and nothing more was told.
+    fn quiet(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.device.conversation().deadline().is_some() {
+            assert!(Instant::now() < deadline, "the attendant has not done its commands within {DEADLINE:?}");
+            std::thread::yield_now();
+        }
+        let events: Vec<_> = self.events.try_iter().filter(|event| !matches!(event, Event::Conversation)).collect();
+        assert!(events.is_empty(), "{events:?}");
+    }
+
+    /// A reset that another thread waits for.
+    fn reset(&self) -> Receiver<()> {
+        let (stopped, wait) = channel();
+        self.device.command(Command::Stop(stopped));
+        wait
+    }
+
+    fn set_used_index(&self, index: u16) {
+        self.memory.write_obj(index.to_le(), GuestAddress(USED + 2)).unwrap();
+    }
+}
+
+fn codes(requests: &[Request]) -> Vec<u32> {
+    requests.iter().map(|request| request.code).collect()
+}
+
+fn find(requests: &[Request], code: u32) -> &Request {
+    requests.iter().find(|request| request.code == code).unwrap_or_else(|| panic!("no request {code}"))
+}
+
+/// The value of the eventfd that came with a request.
+fn counter(requests: &[Request], code: u32) -> u64 {
+    let mut value = [0; 8];
+    let mut file: &File = &find(requests, code).files[0];
+    // An eventfd that was not signalled, and is non-blocking as it should be, answers an error.
+    file.read_exact(&mut value).unwrap();
+    u64::from_le_bytes(value)
+}
+
+fn answered(wait: &Receiver<()>) -> bool {
+    wait.recv_timeout(DEADLINE).is_ok()
+}
+
+#[test]
+fn a_start_after_driver_ok_begins_at_nought_whatever_memory_says() {
+    let bench = Bench::new();
+    let mut backend = Honest::default().serve();
+    bench.attached(&mut backend);
+    assert_eq!(codes(&backend.until(GET_CONFIG)), GREETING);
+    bench.set_used_index(77);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    let requests = backend.until(SET_VRING_ENABLE);
+    assert_eq!(codes(&requests), [&[SET_FEATURES, SET_MEM_TABLE], &QUEUE[..]].concat());
+    assert_eq!(find(&requests, SET_FEATURES).number(), FEATURES | PROTOCOL_FEATURES);
+    assert_eq!(find(&requests, SET_VRING_NUM).word(4), 128);
+    assert_eq!(find(&requests, SET_VRING_BASE).word(4), 0);
+    assert_eq!(counter(&requests, SET_VRING_KICK), 1);
+    assert_eq!(counter(&requests, SET_VRING_CALL), 1);
+    bench.quiet();
+    assert!(backend.heard().is_empty());
+}
+
+#[test]
+fn a_later_incarnation_goes_on_where_the_used_ring_ends() {
+    let bench = Bench::new();
+    let mut first = Honest::default().serve();
+    bench.attached(&mut first);
+    bench.device.start(activation(&[queue(128), queue(64)]));
+    bench.quiet();
+    first.die();
+    bench.device.command(Command::ReadConfig);
+    assert!(bench.lost().starts_with("GET_CONFIG: "));
+    bench.device.command(Command::ReadConfig);
+    bench.quiet();
+    assert!(!bench.device.has_failed(), "the driver notices nothing");
+    // What the guest does meanwhile.
+    bench.device.offer.get().unwrap().queues[0].kick.write(5).unwrap();
+    bench.set_used_index(0xfffe);
+
+    bench.device.command(Command::Gone);
+    let mut second = Honest::default().serve();
+    bench.attached(&mut second);
+    let requests = second.heard();
+    assert_eq!(codes(&requests), [&GREETING[..], &[SET_FEATURES, SET_MEM_TABLE], &QUEUE, &QUEUE].concat());
+    assert_eq!(find(&requests, SET_FEATURES).number(), FEATURES | PROTOCOL_FEATURES);
+    assert_eq!(find(&requests, SET_VRING_BASE).word(4), 0xfffe);
+    assert_eq!(counter(&requests, SET_VRING_KICK), 1);
+    assert_eq!(counter(&requests, SET_VRING_CALL), 1);
+    bench.quiet();
+}
+
+#[test]
+fn an_earlier_conversation_gives_way_to_a_new_one() {
+    let bench = Bench::new();
+    let mut first = Honest::default().serve();
+    bench.attached(&mut first);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    let mut second = Honest::default().serve();
+    bench.attached(&mut second);
+    second.until(SET_VRING_ENABLE);
+    first.closed();
+    bench.quiet();
+}
+
+#[test]
+fn a_backend_that_ends_at_any_message_is_lost_once_and_its_successor_is_attached() {
+    // The greeting, then features, memory, and six messages for each of two queues.
+    for last in 1..=GREETING.len() + 2 + 2 * QUEUE.len() {
+        let bench = Bench::new();
+        let mut count = 0;
+        let mut failing = Honest::default().start(move |_| {
+            count += 1;
+            if count == last { Act::Close } else { Act::Answer }
+        });
+        bench.attach(&mut failing);
+        bench.device.start(activation(&[queue(128), queue(128)]));
+        match bench.event("Attached or Lost") {
+            Event::Lost(..) => assert!(last <= GREETING.len(), "message {last}"),
+            Event::Attached(_) => drop(bench.lost()),
+            other => panic!("message {last}: {other:?}"),
+        }
+        failing.closed();
+        bench.quiet();
+        bench.device.command(Command::Gone);
+        let mut honest = Honest::default().serve();
+        bench.attached(&mut honest);
+        assert_eq!(honest.heard().len(), GREETING.len() + 2 + 2 * QUEUE.len(), "message {last}");
+        bench.quiet();
+        assert!(!bench.device.has_failed());
+    }
+}
+
+#[test]
+fn a_backend_that_lacks_what_the_driver_relies_on_is_refused_by_name() {
+    let bench = Bench::new();
+    let offered = FEATURES | PROTOCOL_FEATURES;
+    let mut first = Honest { features: offered | 1 << 13, ..Honest::default() }.serve();
+    bench.attached(&mut first);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    for (features, name) in [(offered & !(1 << 9), "VIRTIO_BLK_F_FLUSH"), (offered & !(1 << 29), "VIRTIO_F_EVENT_IDX")]
+    {
+        let mut lacking = Honest { features, ..Honest::default() }.serve();
+        bench.attach(&mut lacking);
+        let reason = bench.lost();
+        assert!(reason.contains(name), "{reason}");
+    }
+    let mut narrow = Honest { queues: 1, ..Honest::default() }.serve();
+    bench.attach(&mut narrow);
+    assert_eq!(bench.lost(), "it answered 1 queues and had 2 before");
+    // What was offered but not accepted is not missed.
+    bench.attached(&mut Honest::default().serve());
+}
+
+#[test]
+fn a_reset_waits_for_a_lost_backend_until_it_is_gone() {
+    let bench = Bench::new();
+    let mut backend =
+        Honest::default().start(|request| if request.code == GET_VRING_BASE { Act::Close } else { Act::Answer });
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    let first = bench.reset();
+    assert!(bench.lost().starts_with("GET_VRING_BASE: "));
+    let second = bench.reset();
+    bench.quiet();
+    assert!(first.try_recv().is_err() && second.try_recv().is_err(), "it may still write into guest memory");
+    bench.device.command(Command::Gone);
+    assert!(answered(&first) && answered(&second));
+    // Now there is nothing to wait for.
+    assert!(answered(&bench.reset()));
+    bench.quiet();
+
+    // A driver that is set up anew meanwhile starts with the next incarnation, from the beginning.
+    bench.set_used_index(9);
+    bench.device.start(activation(&[queue(64), QueueState::default()]));
+    bench.quiet();
+    let mut next = Honest::default().serve();
+    bench.attached(&mut next);
+    let requests = next.heard();
+    assert_eq!(find(&requests, SET_VRING_NUM).word(4), 64);
+    assert_eq!(find(&requests, SET_VRING_BASE).word(4), 0);
+}
+
+#[test]
+fn a_reset_stops_the_queues_of_a_backend_that_lives() {
+    let bench = Bench::new();
+    let mut backend = Honest::default().serve();
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), queue(128)]));
+    assert!(answered(&bench.reset()));
+    let requests = backend.heard();
+    assert_eq!(codes(&requests)[requests.len() - 2..], [GET_VRING_BASE, GET_VRING_BASE]);
+    // The same process may hold the signals: they are not written to, but given again.
+    for signals in &bench.device.offer.get().unwrap().queues {
+        signals.kick.read().unwrap();
+        signals.call.read().unwrap();
+        signals.kick.write(u64::MAX - 1).unwrap();
+    }
+    bench.device.start(activation(&[queue(128), queue(128)]));
+    bench.quiet();
+    assert_eq!(codes(&backend.heard()), [&[SET_FEATURES, SET_MEM_TABLE], &QUEUE[..], &QUEUE].concat());
+    // Nothing is started for a driver that has gone.
+    assert!(answered(&bench.reset()));
+    backend.die();
+    let mut next = Honest::default().serve();
+    bench.attached(&mut next);
+    assert_eq!(codes(&next.heard()), GREETING);
+}
+
+#[test]
+fn a_silent_backend_is_lost_at_its_deadline_and_then_no_clock_runs() {
+    let bench = Bench::new();
+    let mut backend =
+        Honest::default().start(|request| if request.code == SET_MEM_TABLE { Act::Silence } else { Act::Answer });
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    backend.until(SET_MEM_TABLE);
+    bench.device.conversation().hang_up_if_overdue(Instant::now() + 2 * PATIENCE);
+    assert!(bench.lost().starts_with("it did not answer within 8 s: "));
+    let reset = bench.reset();
+    bench.quiet();
+    assert!(reset.try_recv().is_err());
+    assert_eq!(bench.device.conversation().deadline(), None, "it waits for ozone now, and not for a backend");
+    bench.device.command(Command::Gone);
+    assert!(answered(&reset));
+}
+
+#[test]
+fn rings_outside_of_memory_are_the_drivers_fault_and_not_repeated() {
+    let bench = Bench::new();
+    let mut backend = Honest::default().serve();
+    bench.attached(&mut backend);
+    backend.heard();
+    bench.device.start(activation(&[QueueState { used: 1 << 40, ..queue(128) }, QueueState::default()]));
+    bench.quiet();
+    assert!(bench.device.has_failed());
+    assert!(backend.heard().is_empty(), "the backend hears nothing of it");
+    let mut next = Honest::default().serve();
+    bench.attached(&mut next);
+    assert_eq!(codes(&next.heard()), GREETING);
+}

@@ -2,7 +2,8 @@
 //!
 //! [`device`] is what the transport and the backend's attendant share, [`state`] what a transport remembers, [`mmio`] the
 //! transport. [`attendant`] decides what is said to the backend and when: [`handshake`] greets an [`incarnation`] of it,
-//! [`replay`] hands it the driver's queues with their [`signals`], and [`conversation`] is how long that may take.
+//! [`replay`] hands it the driver's queues with their [`signals`] and what earlier ones left [`inflight`], and
+//! [`conversation`] is how long that may take.
 
 pub mod attendant;
 pub mod conversation;
@@ -10,6 +11,7 @@ pub mod device;
 mod features;
 mod handshake;
 mod incarnation;
+mod inflight;
 pub mod mmio;
 mod replay;
 pub mod signals;

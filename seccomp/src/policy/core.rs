@@ -1,8 +1,9 @@
 //! The tables of `vmm-core`.
 
 use libc::{
-    F_DUPFD_CLOEXEC as LIBC_F_DUPFD_CLOEXEC, F_GETFD as LIBC_F_GETFD, F_SETFL as LIBC_F_SETFL,
-    O_NONBLOCK as LIBC_O_NONBLOCK, PROT_EXEC, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit,
+    F_DUPFD_CLOEXEC as LIBC_F_DUPFD_CLOEXEC, F_GET_SEALS as LIBC_F_GET_SEALS, F_GETFD as LIBC_F_GETFD,
+    F_SETFD as LIBC_F_SETFD, F_SETFL as LIBC_F_SETFL, FD_CLOEXEC as LIBC_FD_CLOEXEC, O_NONBLOCK as LIBC_O_NONBLOCK,
+    PROT_EXEC, SEEK_END as LIBC_SEEK_END, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit,
     SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_ioctl, SYS_lseek, SYS_madvise,
     SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_rt_sigprocmask,
     SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_write,
@@ -13,6 +14,10 @@ use crate::filter::{Check, Rule, allow, allow_if};
 const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
 const F_GETFD: u32 = LIBC_F_GETFD.unsigned_abs();
 const F_DUPFD_CLOEXEC: u32 = LIBC_F_DUPFD_CLOEXEC.unsigned_abs();
+const F_GET_SEALS: u32 = LIBC_F_GET_SEALS.unsigned_abs();
+const F_SETFD: u32 = LIBC_F_SETFD.unsigned_abs();
+const FD_CLOEXEC: u32 = LIBC_FD_CLOEXEC.unsigned_abs();
+const SEEK_END: u32 = LIBC_SEEK_END.unsigned_abs();
 const F_SETFL: u32 = LIBC_F_SETFL.unsigned_abs();
 const O_NONBLOCK: u32 = LIBC_O_NONBLOCK.unsigned_abs();
 /// `_IO(KVMIO, 0x80)`, Linux `include/uapi/linux/kvm.h`.
@@ -48,6 +53,13 @@ pub const RUN: &[Rule] = &[
         &[Check::Equals(1, F_DUPFD_CLOEXEC)],
         "the socket of a backend that came back, a second time: the main thread hangs up by it",
     ),
+    allow_if(
+        SYS_fcntl,
+        &[Check::Equals(1, F_SETFD), Check::Equals(2, FD_CLOEXEC)],
+        "the region of what is in flight, which a backend handed over",
+    ),
+    allow_if(SYS_fcntl, &[Check::Equals(1, F_GET_SEALS)], "whether that region is memory, and stays"),
+    allow_if(SYS_lseek, &[Check::Equals(2, SEEK_END)], "whether that region is as long as it is said to be"),
     allow_if(
         SYS_fcntl,
         &[Check::Equals(1, F_SETFL), Check::Equals(2, O_NONBLOCK)],

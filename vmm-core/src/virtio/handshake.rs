@@ -42,7 +42,8 @@ pub fn greet(socket: UnixStream, kind: DeviceKind) -> Result<Greeting, BackendEr
     if !offered.contains(needed) {
         return Err(BackendError::Lacks(String::from("the protocol features MQ, REPLY_ACK and CONFIG")));
     }
-    frontend.set_protocol_features(needed).map_err(at("SET_PROTOCOL_FEATURES"))?;
+    let inflight = offered & VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+    frontend.set_protocol_features(needed | inflight).map_err(at("SET_PROTOCOL_FEATURES"))?;
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     let queues = frontend.get_queue_num().map_err(at("GET_QUEUE_NUM"))?;
     if queues == 0 || queues > most_queues {
@@ -50,7 +51,8 @@ pub fn greet(socket: UnixStream, kind: DeviceKind) -> Result<Greeting, BackendEr
     }
     let features =
         features & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() & !VhostUserVirtioFeatures::LOG_ALL.bits();
-    let mut incarnation = Incarnation { frontend, features, given: Vec::new(), running: Vec::new() };
+    let mut incarnation =
+        Incarnation { frontend, features, tracks: !inflight.is_empty(), given: Vec::new(), running: Vec::new() };
     let config = incarnation.config(kind)?;
     Ok(Greeting { incarnation, queues: queues as usize, config })
 }

@@ -44,6 +44,8 @@ pub struct Incarnation {
     pub frontend: Frontend,
     /// The virtio features that it offers.
     pub features: u64,
+    /// Whether it records what is in flight (VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD).
+    pub tracks: bool,
     /// The queues whose signals it has been given.
     pub given: Vec<usize>,
     /// The queues that it serves.

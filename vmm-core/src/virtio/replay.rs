@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use super::device::Activation;
 use super::features;
 use super::incarnation::{BackendError, Incarnation, at};
+use super::inflight::Region;
 use super::signals::QueueEvents;
 use super::state::{QUEUE_SIZE, QueueState};
 use crate::memory::Memory;
@@ -24,6 +25,8 @@ pub struct Setup {
     activation: Activation,
     /// The queues that some incarnation may have served.
     started: Vec<usize>,
+    /// What is in flight, from the first start of queues on.
+    region: Option<Region>,
 }
 
 /// Why the queues were not handed over.
@@ -52,14 +55,19 @@ pub struct Misplaced {
 impl Setup {
     /// As the driver made it at DRIVER_OK.
     pub fn new(activation: Activation) -> Self {
-        Self { activation, started: Vec::new() }
+        Self { activation, started: Vec::new(), region: None }
     }
 
-    /// Checks that `incarnation` offers every feature that was agreed on with the driver.
+    /// Checks that `incarnation` offers every feature that was agreed on with the driver, and can go on from what an
+    /// earlier one left in flight.
     ///
     /// # Errors
-    /// [`BackendError::Lacks`], naming the first one that is missing.
+    /// [`BackendError::Lacks`], naming the first thing that is missing.
     pub fn check(&self, incarnation: &Incarnation, kind: DeviceKind) -> Result<(), BackendError> {
+        if self.region.is_some() && !incarnation.tracks {
+            let name = "VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD, by which an earlier one recorded what is in flight";
+            return Err(BackendError::Lacks(String::from(name)));
+        }
         let missing = self.activation.features & !incarnation.features;
         if missing == 0 {
             return Ok(());
@@ -92,6 +100,17 @@ impl Setup {
             regions.push(VhostUserMemoryRegionInfo::from_guest_region(region).map_err(at("SET_MEM_TABLE"))?);
         }
         frontend.set_mem_table(&regions).map_err(at("SET_MEM_TABLE"))?;
+        // Before the kicks, with which rings start. Queues may differ in size: the region has room for the largest.
+        if incarnation.tracks
+            && let Some(largest) = ready.iter().map(|(_, queue, _)| queue.size).max()
+        {
+            let region = match self.region.take() {
+                Some(region) => region,
+                None => Region::get(frontend, count(signals)?, largest)?,
+            };
+            // It is the one to be used from now on, whatever becomes of this incarnation.
+            self.region.insert(region).set(frontend)?;
+        }
         for (index, queue, rings) in ready {
             let Some(signals) = signals.get(index) else { continue };
             // Before the first incarnation serves it there is nothing of ours in the ring, whatever memory says.
@@ -115,6 +134,12 @@ impl Setup {
         }
         Ok(())
     }
+}
+
+/// How many queues a device has.
+fn count(signals: &[QueueEvents]) -> Result<u16, BackendError> {
+    let count = signals.len();
+    u16::try_from(count).map_err(|_| BackendError::Absurd(format!("{count} queues")))
 }
 
 /// The index of a queue's used ring (virtio 1.2, section 2.7.8): how many chains were answered, modulo 2^16.

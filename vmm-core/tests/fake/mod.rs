@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
@@ -149,6 +150,7 @@ impl Honest {
 pub fn inflight(body: &[u8], size: u64) -> (Vec<u8>, Vec<OwnedFd>) {
     let memory = memfd_create("inflight", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
     nix::unistd::ftruncate(&memory, size.try_into().unwrap()).unwrap();
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
     let mut reply = body.to_vec();
     reply[..8].copy_from_slice(&size.to_le_bytes());
     (reply, vec![memory])

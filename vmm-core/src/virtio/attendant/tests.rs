@@ -17,9 +17,9 @@ use crate::virtio::state::QueueState;
 mod fake;
 
 use fake::request::{
-    GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, SET_FEATURES, SET_MEM_TABLE,
-    SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK,
-    SET_VRING_NUM,
+    GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_VRING_BASE, SET_FEATURES,
+    SET_INFLIGHT_FD, SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE, SET_VRING_CALL,
+    SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_NUM,
 };
 use fake::{Act, DEADLINE, FEATURES, Fake, Honest, PROTOCOL_FEATURES, Request};
 
@@ -328,4 +328,105 @@ fn rings_outside_of_memory_are_the_drivers_fault_and_not_repeated() {
     let mut next = Honest::default().serve();
     bench.attached(&mut next);
     assert_eq!(codes(&next.heard()), GREETING);
+}
+
+#[test]
+fn what_is_in_flight_goes_from_incarnation_to_incarnation_until_the_reset() {
+    let bench = Bench::new();
+    let mut first = Honest::tracking().serve();
+    bench.attached(&mut first);
+    first.until(GET_CONFIG);
+    bench.device.start(activation(&[queue(64), queue(128)]));
+    bench.quiet();
+    let requests = first.heard();
+    let start = [&[SET_FEATURES, SET_MEM_TABLE, GET_INFLIGHT_FD, SET_INFLIGHT_FD], &QUEUE[..], &QUEUE].concat();
+    assert_eq!(codes(&requests), start);
+    let asked = &find(&requests, GET_INFLIGHT_FD).body;
+    assert_eq!(asked[16..20], [2, 0, 128, 0], "all queues, as large as the largest");
+    let set = find(&requests, SET_INFLIGHT_FD);
+    let (region, place) = (set.inode(), set.body.clone());
+    assert_eq!(place[..20], [&(16u64 * 1024).to_le_bytes()[..], &[0; 8], &[2, 0, 128, 0]].concat());
+    first.die();
+
+    // More than once, and whatever each of them offers in its place.
+    for _ in 0..3 {
+        bench.device.command(Command::Gone);
+        let mut next = Honest::tracking().serve();
+        bench.attached(&mut next);
+        let requests = next.heard();
+        let replay = [&GREETING[..], &[SET_FEATURES, SET_MEM_TABLE, SET_INFLIGHT_FD], &QUEUE, &QUEUE].concat();
+        assert_eq!(codes(&requests), replay);
+        let set = find(&requests, SET_INFLIGHT_FD);
+        assert_eq!((set.inode(), &set.body), (region, &place));
+        next.die();
+    }
+    let mut forgetful = Honest::default().serve();
+    bench.attach(&mut forgetful);
+    let reason = bench.lost();
+    assert!(reason.contains("VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD"), "{reason}");
+
+    bench.device.command(Command::Gone);
+    assert!(answered(&bench.reset()));
+    bench.device.start(activation(&[queue(64), queue(128)]));
+    let mut last = Honest::tracking().serve();
+    bench.attached(&mut last);
+    let requests = last.heard();
+    assert_eq!(codes(&requests)[GREETING.len()..], start);
+    assert_ne!(find(&requests, SET_INFLIGHT_FD).inode(), region, "a reset ends what was in flight");
+}
+
+#[test]
+fn a_region_that_no_successor_could_use_is_refused() {
+    type Forge = fn(&Request) -> (Vec<u8>, Vec<OwnedFd>);
+    fn body(request: &Request, size: u64, offset: u64) -> Vec<u8> {
+        [&size.to_le_bytes()[..], &offset.to_le_bytes(), &request.body[16..]].concat()
+    }
+    fn memory(size: u64) -> Vec<OwnedFd> {
+        fake::inflight(&[0; 24], size).1
+    }
+    let forgeries: [(&str, Forge); 11] = [
+        ("GET_INFLIGHT_FD: ", |request| (body(request, 8192, 0), Vec::new())),
+        ("GET_INFLIGHT_FD: ", |request| {
+            (body(request, 8192, 0), memory(8192).into_iter().chain(memory(8192)).collect())
+        }),
+        ("GET_INFLIGHT_FD: ", |_| (vec![0; 24], memory(8192))),
+        ("3 queues of 128", |request| {
+            let mut body = body(request, 8192, 0);
+            body[16] = 3;
+            (body, memory(8192))
+        }),
+        ("2 queues of 64", |request| {
+            let mut body = body(request, 8192, 0);
+            body[18] = 64;
+            (body, memory(8192))
+        }),
+        ("4127 bytes at 0x0", |request| (body(request, 4127, 0), memory(8192))),
+        ("8192 bytes at 0x10", |request| (body(request, 8192, 16), memory(1 << 20))),
+        ("1048577 bytes", |request| (body(request, (1 << 20) + 1, 0), memory(2 << 20))),
+        ("8192 bytes at 0xfffffffffffff000", |request| (body(request, 8192, !0xfff), memory(8192))),
+        ("ends before 0x3000", |request| (body(request, 8192, 4096), memory(8192))),
+        ("not memory sealed", |request| {
+            let (_, writer) = nix::unistd::pipe().unwrap();
+            (body(request, 8192, 0), vec![writer])
+        }),
+    ];
+    for (expected, forge) in forgeries {
+        let bench = Bench::new();
+        let mut forger = Honest::tracking().start(move |request| {
+            if request.code == GET_INFLIGHT_FD {
+                let (body, files) = forge(request);
+                Act::Send(fake::message(request, &body), files)
+            } else {
+                Act::Answer
+            }
+        });
+        bench.attached(&mut forger);
+        bench.device.start(activation(&[queue(128), queue(128)]));
+        let reason = bench.lost();
+        assert!(reason.contains(expected), "{expected}: {reason}");
+        bench.device.command(Command::Gone);
+        let mut honest = Honest::tracking().serve();
+        bench.attached(&mut honest);
+        find(&honest.heard(), GET_INFLIGHT_FD);
+    }
 }

@@ -13,6 +13,8 @@ pub enum Event {
     Control(Result<ToCore, LinkError>),
     /// A device's backend answered the handshake and serves the queues, if the driver is ready.
     Attached(DeviceId),
+    /// A device's queues are stopped, and its backend is not spoken to any more.
+    Detached(DeviceId),
     /// A device's backend broke the protocol, went away or missed a deadline.
     Lost(DeviceId, String),
     /// Something was asked of a backend: its time runs.

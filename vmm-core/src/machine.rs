@@ -130,6 +130,24 @@ impl Machine {
         self.devices.values().filter_map(hang_up).min()
     }
 
+    /// Lets go of a device's backend in good order; the outcome is an event.
+    ///
+    /// # Errors
+    /// An internal fault when the machine has no such device.
+    pub fn detach(&self, device: &DeviceId) -> Result<(), Fault> {
+        self.device(device)?.command(Command::Detach);
+        Ok(())
+    }
+
+    /// Tells a device's driver that it is broken until it is reset.
+    ///
+    /// # Errors
+    /// An internal fault when the machine has no such device.
+    pub fn needs_reset(&self, device: &DeviceId) -> Result<(), Fault> {
+        self.device(device)?.command(Command::Break);
+        Ok(())
+    }
+
     /// A device's backend has ended, and nothing of it is under way any more.
     ///
     /// # Errors

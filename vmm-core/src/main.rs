@@ -101,18 +101,13 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
         match event {
             Event::Conversation => {}
             Event::Control(Ok(ToCore::Attach(attach))) => machine.attach(&attach.device, attach.socket.into_fd())?,
+            Event::Control(Ok(ToCore::Detach { device })) => machine.detach(&device)?,
             Event::Control(Ok(ToCore::Gone { device })) => machine.gone(&device)?,
+            Event::Control(Ok(ToCore::NeedsReset { device })) => machine.needs_reset(&device)?,
             Event::Control(Ok(ToCore::Run)) if !asked_to_run => asked_to_run = true,
             Event::Control(Ok(ToCore::PowerButton)) => machine.press_power_button(),
             Event::Control(Ok(ToCore::ConfigChanged { device })) => machine.config_changed(&device)?,
-            Event::Control(Ok(
-                ToCore::Boot(_)
-                | ToCore::Run
-                | ToCore::Detach { .. }
-                | ToCore::NeedsReset { .. }
-                | ToCore::Pause
-                | ToCore::Resume,
-            )) => {
+            Event::Control(Ok(ToCore::Boot(_) | ToCore::Run | ToCore::Pause | ToCore::Resume)) => {
                 return Err(Fault::internal("a message to the core that its state does not allow"));
             }
             Event::Control(Err(LinkError::Closed)) => return Err(Fault::internal("ozone is gone")),
@@ -121,6 +116,7 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
                 machine.attached(&device);
                 tell(control, &FromCore::Attached { device })?;
             }
+            Event::Detached(device) => tell(control, &FromCore::Detached { device })?,
             Event::Lost(device, reason) => tell(control, &FromCore::Lost { device, reason })?,
             Event::Trace(mark) => tell(control, &FromCore::Trace(vec![mark]))?,
             Event::End(cause) => {

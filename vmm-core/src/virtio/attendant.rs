@@ -28,8 +28,12 @@ use crate::trace::Tracer;
 pub enum Command {
     /// Greet the backend behind this socket. Nothing of an earlier one is under way any more.
     Attach(OwnedFd),
+    /// Stop the queues and let go of the backend in good order.
+    Detach,
     /// The backend has ended, and nothing of it is under way any more.
     Gone,
+    /// Have the driver reset the device; what was in flight is not carried out again.
+    Break,
     /// The driver is ready: start the queues.
     Start(Activation),
     /// The driver reset the device: stop the queues, then answer.
@@ -101,7 +105,20 @@ impl Attendant {
                 self.tracer.done(start, || Point::Handshake(self.device.id.clone()));
                 self.tell(Event::Attached(self.device.id.clone()));
             }
+            Command::Detach => {
+                self.stop()?;
+                // For one that was lost, that has been the answer.
+                if !matches!(self.backend, Backend::Lost) {
+                    self.gone();
+                    self.tell(Event::Detached(self.device.id.clone()));
+                }
+            }
             Command::Gone => self.gone(),
+            Command::Break => {
+                self.setup = None;
+                self.device.fail();
+                self.stop()?;
+            }
             Command::Start(activation) => {
                 self.setup = Some(Setup::new(activation));
                 self.hand_over()?;

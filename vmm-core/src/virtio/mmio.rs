@@ -317,7 +317,7 @@ mod tests {
         transport: MmioTransport,
         device: Arc<Device>,
         commands: Receiver<Command>,
-        _events: Receiver<Event>,
+        events: Receiver<Event>,
     }
 
     const FEATURES: u64 = VERSION_1 | 1 << 29 | 1 << 5;
@@ -340,7 +340,7 @@ mod tests {
                 transport: MmioTransport::new(device.clone(), events.clone(), Tracer::new(false, &events)),
                 device,
                 commands,
-                _events: received,
+                events: received,
             }
         }
 
@@ -457,6 +457,30 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_that_is_not_answered_ends_the_machine_and_holds_its_vcpu() {
+        let mut driver = Driver::new();
+        driver.transport.reset_deadline = Duration::from_millis(1);
+        driver.accept(FEATURES);
+        driver.write(register::STATUS, 3 | status::FEATURES_OK | status::DRIVER_OK);
+        let Driver { transport, events, commands, .. } = driver;
+        let vcpu = std::thread::spawn(move || transport.write(register::STATUS, &0u32.to_le_bytes()));
+        let fault = loop {
+            match events.recv_timeout(Duration::from_secs(5)) {
+                Ok(Event::Conversation) => {}
+                Ok(Event::Failed(fault)) => break fault,
+                other => panic!("the failure of a reset was awaited: {other:?}"),
+            }
+        };
+        assert_eq!(fault.kind, protocol::FaultKind::Host);
+        assert!(fault.message.starts_with("device 'disk': "), "{fault}");
+        // It is too late for an answer.
+        for command in commands.try_iter() {
+            drop(command);
+        }
+        assert!(!vcpu.is_finished(), "the guest would reuse its memory");
+    }
+
+    #[test]
     fn a_driver_cannot_take_status_bits_back() {
         let driver = Driver::new();
         driver.accept(FEATURES);
@@ -535,6 +559,8 @@ mod tests {
         driver.write(register::INTERRUPT_ACKNOWLEDGE, INTERRUPT_CONFIG);
         assert_eq!(driver.read(register::INTERRUPT_STATUS), INTERRUPT_USED);
         assert_eq!(driver.device.config_interrupt_for_test().read().unwrap(), 1);
+        driver.write(register::STATUS, 0);
+        assert_eq!(driver.read(register::STATUS), 0);
     }
 
     #[test]

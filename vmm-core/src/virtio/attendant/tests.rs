@@ -430,3 +430,78 @@ fn a_region_that_no_successor_could_use_is_refused() {
         find(&honest.heard(), GET_INFLIGHT_FD);
     }
 }
+
+#[test]
+fn a_backend_that_is_detached_has_stopped_and_its_successor_goes_on() {
+    let bench = Bench::new();
+    let mut first = Honest::tracking().serve();
+    bench.attached(&mut first);
+    bench.device.start(activation(&[queue(128), queue(128)]));
+    bench.quiet();
+    let region = find(&first.heard(), SET_INFLIGHT_FD).inode();
+    bench.device.command(Command::Detach);
+    assert!(matches!(bench.event("Detached"), Event::Detached(_)));
+    assert_eq!(codes(&first.heard()), [GET_VRING_BASE, GET_VRING_BASE]);
+    first.closed();
+    // Once more is no harm.
+    bench.device.command(Command::Detach);
+    assert!(matches!(bench.event("Detached"), Event::Detached(_)));
+    bench.set_used_index(3);
+    let mut second = Honest::tracking().serve();
+    bench.attached(&mut second);
+    let requests = second.heard();
+    assert_eq!(find(&requests, SET_INFLIGHT_FD).inode(), region);
+    assert_eq!(find(&requests, SET_VRING_BASE).word(4), 3);
+    // A reset does not wait for one that has been let go of.
+    bench.device.command(Command::Detach);
+    assert!(matches!(bench.event("Detached"), Event::Detached(_)));
+    assert!(answered(&bench.reset()));
+    bench.quiet();
+}
+
+#[test]
+fn a_backend_that_does_not_play_its_part_in_a_detach_is_lost() {
+    let bench = Bench::new();
+    let mut backend = Honest::default().start(|request| {
+        if request.code == GET_VRING_BASE {
+            Act::Send(fake::message(request, &[0; 3]), Vec::new())
+        } else {
+            Act::Answer
+        }
+    });
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.device.command(Command::Detach);
+    backend.until(GET_VRING_BASE);
+    backend.die();
+    assert!(bench.lost().starts_with("GET_VRING_BASE: "));
+    bench.device.command(Command::Detach);
+    bench.quiet();
+}
+
+#[test]
+fn a_broken_device_is_whole_again_after_the_drivers_reset() {
+    let bench = Bench::new();
+    let mut first = Honest::tracking().serve();
+    bench.attached(&mut first);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.quiet();
+    let region = find(&first.heard(), SET_INFLIGHT_FD).inode();
+    bench.device.command(Command::Break);
+    bench.quiet();
+    assert!(bench.device.has_failed());
+    assert_eq!(codes(&first.heard()), [GET_VRING_BASE]);
+    first.die();
+    bench.device.command(Command::Gone);
+    let mut second = Honest::tracking().serve();
+    bench.attached(&mut second);
+    assert_eq!(codes(&second.heard()), GREETING, "what was in flight is not carried out again");
+    assert!(bench.device.stop(DEADLINE));
+    bench.device.mend();
+    assert!(!bench.device.has_failed());
+    bench.set_used_index(7);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    let requests = second.until(SET_VRING_ENABLE);
+    assert_eq!(find(&requests, SET_VRING_BASE).word(4), 0);
+    assert_ne!(find(&requests, SET_INFLIGHT_FD).inode(), region);
+}

@@ -17,6 +17,10 @@ pub enum Event {
     Detached(DeviceId),
     /// A device's backend broke the protocol, went away or missed a deadline.
     Lost(DeviceId, String),
+    /// A device's queues are stopped for a pause or started after it, or its backend is away.
+    QueuesDone,
+    /// The gate is closed and no vCPU is in the guest, or will be before it is opened.
+    VcpusHeld,
     /// Something was asked of a backend: its time runs.
     Conversation,
     /// The machine ended by the guest's doing.

@@ -15,10 +15,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::arch::{self, layout};
 use crate::bus::Bus;
 use crate::event::Events;
+use crate::gate::Gate;
 use crate::legacy::serial::Transmitter;
 use crate::memory::{self, Memory};
+use crate::signal::{self, Thread};
 use crate::trace::Tracer;
-use crate::vcpu::{self, Buses, Gate};
+use crate::vcpu::{self, Buses};
 use crate::virtio::attendant::{Attendant, Command};
 use crate::virtio::device::Device;
 use crate::virtio::mmio::{MmioTransport, Wiring};
@@ -29,6 +31,7 @@ pub struct Machine {
     /// Devices that have not been attached for the first time.
     waiting: HashSet<DeviceId>,
     gate: Arc<Gate>,
+    vcpus: Vec<Thread>,
     power_button: EventFd,
     transmitter: Transmitter,
     /// KVM reads guest memory through this process's mapping: it has to live as long as the vCPUs.
@@ -63,6 +66,7 @@ impl Machine {
         spawn("serial", move || draining.drain(pipe))?;
         let platform = arch::attach_platform(&vm, events, transmitter.clone())?;
 
+        let gate = Arc::new(Gate::new(events.clone()));
         let mut mmio = Bus::default();
         let mut devices = HashMap::new();
         for slot in &boot.slots {
@@ -79,22 +83,33 @@ impl Machine {
             let wire = Box::new(move |queue, signals: &_| wiring.connect(&wired, queue, signals));
             let attendant = Attendant::new(device.clone(), memory.clone(), wire, events.clone(), tracer.clone());
             spawn(&format!("{}/{}", slot.kind.role(), slot.device), move || attendant.serve(&commands))?;
-            let transport = MmioTransport::new(device.clone(), events.clone(), tracer.clone());
+            let transport = MmioTransport::new(device.clone(), events.clone(), tracer.clone(), gate.clone());
             mmio.insert(address..address + layout::VIRTIO_MMIO_SIZE, Arc::new(transport));
             devices.insert(slot.device.clone(), device);
         }
 
         laps.done(Point::Devices);
 
-        let gate = Arc::new(Gate::default());
+        signal::install()?;
+        let mut vcpus = Vec::new();
         let buses = Arc::new(Buses { ports: platform.ports, mmio });
         for index in 0..boot.cpus.boot {
             let vcpu = create_vcpu(&vm, index, boot.cpus.boot, &supported, &memory, entry)?;
-            vcpu::spawn(index, vcpu, buses.clone(), gate.clone(), events.clone(), tracer.clone())?;
+            let thread = vcpu::spawn(index, vcpu, buses.clone(), gate.clone(), events.clone(), tracer.clone())?;
+            vcpus.push(thread);
         }
         laps.done(Point::Processors);
         let waiting = devices.keys().cloned().collect();
-        Ok(Self { devices, waiting, gate, power_button: platform.power_button, transmitter, _memory: memory, _vm: vm })
+        Ok(Self {
+            devices,
+            waiting,
+            gate,
+            vcpus,
+            power_button: platform.power_button,
+            transmitter,
+            _memory: memory,
+            _vm: vm,
+        })
     }
 
     /// Connects a device to its backend; the outcome is an event.
@@ -167,9 +182,30 @@ impl Machine {
         self.waiting.is_empty()
     }
 
-    /// Starts the vCPUs.
+    /// How many devices it has.
+    pub fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Starts the vCPUs, for the first time or after a pause.
     pub fn start(&self) {
         self.gate.open();
+    }
+
+    /// Has every vCPU come out of the guest; [`Event::VcpusHeld`](crate::event::Event::VcpusHeld) tells when.
+    pub fn hold(&self) {
+        self.gate.close();
+        self.vcpus.iter().for_each(|vcpu| vcpu.interrupt());
+    }
+
+    /// Has every device's queues stopped; each tells [`Event::QueuesDone`](crate::event::Event::QueuesDone).
+    pub fn stop_queues(&self) {
+        self.devices.values().for_each(|device| device.command(Command::Pause));
+    }
+
+    /// Has every device's queues started again, likewise.
+    pub fn start_queues(&self) {
+        self.devices.values().for_each(|device| device.command(Command::Resume));
     }
 
     /// Presses the guest's power button.

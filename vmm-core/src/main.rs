@@ -7,10 +7,13 @@
 mod arch;
 mod bus;
 mod event;
+mod gate;
 mod kvm;
 mod legacy;
 mod machine;
 mod memory;
+mod pause;
+mod signal;
 mod trace;
 mod vcpu;
 mod virtio;
@@ -23,6 +26,7 @@ use std::time::Instant;
 use event::Event;
 use machine::Machine;
 use nix::sys::signal::Signal;
+use pause::{Pauses, Request, Step};
 use protocol::trace::{Laps, Point};
 use protocol::{Boot, Cause, Channel, Fault, FromCore, LinkError, ToCore};
 
@@ -96,6 +100,7 @@ fn receive_boot(control: &Control) -> Result<Boot, Fault> {
 fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, laps: Laps) -> Result<Cause, Fault> {
     let mut laps = Some(laps);
     let mut asked_to_run = false;
+    let mut pauses = Pauses::new(machine.devices());
     loop {
         let Some(event) = next(events, machine.hang_up_overdue())? else { continue };
         match event {
@@ -107,11 +112,15 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
             Event::Control(Ok(ToCore::Run)) if !asked_to_run => asked_to_run = true,
             Event::Control(Ok(ToCore::PowerButton)) => machine.press_power_button(),
             Event::Control(Ok(ToCore::ConfigChanged { device })) => machine.config_changed(&device)?,
-            Event::Control(Ok(ToCore::Boot(_) | ToCore::Run | ToCore::Pause | ToCore::Resume)) => {
+            Event::Control(Ok(ToCore::Pause)) => pauses.ask(Request::Pause),
+            Event::Control(Ok(ToCore::Resume)) => pauses.ask(Request::Resume),
+            Event::Control(Ok(ToCore::Boot(_) | ToCore::Run)) => {
                 return Err(Fault::internal("a message to the core that its state does not allow"));
             }
             Event::Control(Err(LinkError::Closed)) => return Err(Fault::internal("ozone is gone")),
             Event::Control(Err(error)) => return Err(Fault::internal(error.to_string())),
+            Event::VcpusHeld => pauses.vcpus_held(),
+            Event::QueuesDone => pauses.queues_done(),
             Event::Attached(device) => {
                 machine.attached(&device);
                 tell(control, &FromCore::Attached { device })?;
@@ -128,7 +137,20 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
                 return Err(fault);
             }
         }
+        while let Some(step) = pauses.step() {
+            match step {
+                Step::HoldVcpus => machine.hold(),
+                Step::StopQueues => machine.stop_queues(),
+                Step::SayPaused => tell(control, &FromCore::Paused)?,
+                Step::StartQueues => machine.start_queues(),
+                // Those that have not been started yet are later.
+                Step::ReleaseVcpus if laps.is_none() => machine.start(),
+                Step::ReleaseVcpus => {}
+                Step::SayResumed => tell(control, &FromCore::Resumed)?,
+            }
+        }
         if asked_to_run
+            && pauses.is_running()
             && machine.is_complete()
             && let Some(mut laps) = laps.take()
         {

@@ -1,35 +1,19 @@
-//! vCPU threads: parked at a barrier, started together, then one loop over KVM_RUN.
+//! vCPU threads: held at the gate, started together, then one loop over KVM_RUN.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use protocol::process;
 use protocol::trace::Point;
 use protocol::{Cause, Fault};
 
+use crate::arch;
 use crate::bus::Bus;
 use crate::event::{Event, Events};
+use crate::gate::Gate;
+use crate::signal::{Interruptible, Thread};
 use crate::trace::Tracer;
-
-/// The barrier that vCPU threads wait at. Unlike [`std::sync::Barrier`] the one that opens it does not wait.
-#[derive(Default)]
-pub struct Gate {
-    open: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    /// Lets everyone through, now and later.
-    pub fn open(&self) {
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.opened.notify_all();
-    }
-
-    fn pass(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.opened.wait_while(open, |open| !*open));
-    }
-}
 
 /// What a vCPU's exits are answered from.
 pub struct Buses {
@@ -39,7 +23,8 @@ pub struct Buses {
     pub mmio: Bus,
 }
 
-/// Starts the thread of vCPU `index`, which waits at `gate`.
+/// Starts the thread of vCPU `index`, which waits at `gate`, and returns it: once the gate is closed, it is to be
+/// interrupted to come out of the guest.
 ///
 /// # Errors
 /// A host fault when there is no room for a thread.
@@ -50,30 +35,41 @@ pub fn spawn(
     gate: Arc<Gate>,
     events: Events,
     tracer: Tracer,
-) -> Result<(), Fault> {
+) -> Result<Thread, Fault> {
+    let (ready, wait) = channel();
     let run = move || {
-        gate.pass();
+        let vcpu = Interruptible::new(vcpu);
+        // The receiver waits for this one message: the run filter lets no thread ask for its number.
+        let _ = ready.send(Thread::current());
+        gate.enter();
         if index == 0 {
             tracer.reached(|| Point::FirstInstruction);
         }
-        let end = run(index, vcpu, &buses);
+        let end = run(index, vcpu, &buses, &gate);
+        gate.leave();
         // A receiver that is gone means that the machine is ending already.
         let _ = events.send(end);
     };
-    process::spawn(&format!("vcpu{index}"), run)
+    process::spawn(&format!("vcpu{index}"), run)?;
+    wait.recv().map_err(|_| Fault::internal(format!("vCPU {index} ended before it began")))
 }
 
 /// Runs the guest until it ends. Power-off and reset are reported by their devices; this thread then runs on until the
 /// process exits, as a processor does.
-fn run(index: u8, mut vcpu: VcpuFd, buses: &Buses) -> Event {
+fn run(index: u8, mut vcpu: Interruptible, buses: &Buses, gate: &Gate) -> Event {
     let stopped = |what: String| Event::Failed(Fault::internal(format!("vCPU {index} stopped: {what}")));
     loop {
+        if gate.is_closed() {
+            // KVM_RUN then finishes what the last exit began, such as a read of a register, and runs nothing.
+            vcpu.set_kvm_immediate_exit(1);
+        }
         match vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => buses.ports.read(u64::from(port), data),
             Ok(VcpuExit::IoOut(port, data)) => buses.ports.write(u64::from(port), data),
             Ok(VcpuExit::MmioRead(address, data)) => buses.mmio.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => buses.mmio.write(address, data),
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Intr) => pause(&mut vcpu, gate),
             Ok(VcpuExit::Shutdown) => return Event::End(Cause::TripleFault),
             Ok(VcpuExit::SystemEvent(kind, _)) => return system_event(index, kind),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
@@ -90,10 +86,23 @@ fn run(index: u8, mut vcpu: VcpuFd, buses: &Buses) -> Event {
                 let name = name.split(['(', ' ', '{']).next().unwrap_or_default();
                 return stopped(format!("KVM exit {name}, which nothing asked for"));
             }
-            // EINTR: a signal. EAGAIN: a vCPU that was started and stopped again by the guest's INIT.
-            Err(error) if [nix::libc::EINTR, nix::libc::EAGAIN].contains(&error.errno()) => {}
+            // A signal, or what it left.
+            Err(error) if error.errno() == nix::libc::EINTR => pause(&mut vcpu, gate),
+            // A vCPU that was started and stopped again by the guest's INIT.
+            Err(error) if error.errno() == nix::libc::EAGAIN => {}
             Err(error) => return stopped(format!("KVM_RUN: {error}")),
         }
+    }
+}
+
+/// Comes out of the guest for as long as the gate is closed.
+fn pause(vcpu: &mut Interruptible, gate: &Gate) {
+    // Before the look at the gate: a signal that comes after it sets the flag again.
+    vcpu.set_kvm_immediate_exit(0);
+    if gate.is_closed() {
+        gate.leave();
+        gate.enter();
+        arch::after_pause(vcpu);
     }
 }
 

@@ -1,95 +1,16 @@
-//! The real `vmm-core` process running payloads of a few instructions, on whatever KVM this machine has.
-//!
-//! No namespaces here; the filters are on, as always.
+//! Payloads of a few instructions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::process::Child;
-use std::time::{Duration, Instant};
+mod core;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
+
 use nix::sys::socket::{Shutdown, shutdown};
 use ozone_tests::payload::Code;
-use protocol::{Boot, Cause, Channel, CpuModel, Cpus, Fault, FaultKind, FromCore, LinkError, Machine, Memory, ToCore};
+use protocol::{Cause, Fault, FaultKind, FromCore, ToCore};
 
-const DEADLINE: Duration = Duration::from_secs(20);
-
-struct Core {
-    control: Channel<ToCore, FromCore>,
-    serial: File,
-    process: Child,
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn memfd(bytes: &[u8]) -> OwnedFd {
-    let mut file = File::from(memfd_create("image", MFdFlags::MFD_CLOEXEC).unwrap());
-    file.write_all(bytes).unwrap();
-    file.into()
-}
-
-impl Core {
-    fn boot(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str, memory: u64, cpus: u8) -> Self {
-        let kvm = File::options().read(true).write(true).open("/dev/kvm");
-        let kvm = kvm.expect("these tests need /dev/kvm: run them as root on a host with KVM, or in the test host");
-        let (control, theirs) = Channel::pair().unwrap();
-        let process = virtio_backend::testing::spawn(env!("CARGO_BIN_EXE_vmm-core"), "core", &theirs);
-        drop(theirs);
-        let (serial, writer) = nix::unistd::pipe().unwrap();
-        let boot = Boot {
-            machine: Machine::Microvm1,
-            kvm: OwnedFd::from(kvm).into(),
-            kernel: memfd(kernel).into(),
-            initrd: initrd.map(|bytes| memfd(bytes).into()),
-            command_line: command_line.into(),
-            cpus: Cpus { boot: cpus, max: cpus },
-            cpu: CpuModel::Host,
-            memory: Memory { size: memory, max: memory, slots: 0 },
-            slots: vec![],
-            serial: writer.into(),
-            trace: false,
-        };
-        let core = Self { control, serial: serial.into(), process };
-        core.control.send(&ToCore::Boot(boot)).unwrap();
-        // A core that refuses its kernel may be gone by now.
-        let _ = core.control.send(&ToCore::Run);
-        core
-    }
-
-    fn next(&self) -> Result<FromCore, LinkError> {
-        let deadline = Instant::now() + DEADLINE;
-        let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
-        let left = deadline.saturating_duration_since(Instant::now());
-        let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();
-        assert_eq!(ready, 1, "no message from the core within {DEADLINE:?}");
-        self.control.receive()
-    }
-
-    /// Runs to the end and answers how it ended and what the serial port said.
-    fn end(mut self) -> (FromCore, String) {
-        let last = loop {
-            match self.next() {
-                Ok(FromCore::Running) => {}
-                Ok(message) => break message,
-                Err(error) => panic!("the core ended without a last word: {error}; {:?}", self.process.wait()),
-            }
-        };
-        // It stays until its last word was read.
-        shutdown(self.control.as_fd().as_raw_fd(), Shutdown::Both).unwrap();
-        assert!(self.process.wait().unwrap().success());
-        let mut text = Vec::new();
-        self.serial.read_to_end(&mut text).unwrap();
-        (last, String::from_utf8_lossy(&text).into_owned())
-    }
-}
+use crate::core::{Core, DEADLINE};
 
 fn run(code: &Code) -> (FromCore, String) {
     Core::boot(&code.elf(), None, "", 64 << 20, 1).end()

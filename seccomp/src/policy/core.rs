@@ -3,10 +3,11 @@
 use libc::{
     F_DUPFD_CLOEXEC as LIBC_F_DUPFD_CLOEXEC, F_GET_SEALS as LIBC_F_GET_SEALS, F_GETFD as LIBC_F_GETFD,
     F_SETFD as LIBC_F_SETFD, F_SETFL as LIBC_F_SETFL, FD_CLOEXEC as LIBC_FD_CLOEXEC, O_NONBLOCK as LIBC_O_NONBLOCK,
-    PROT_EXEC, SEEK_END as LIBC_SEEK_END, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit,
-    SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_ioctl, SYS_lseek, SYS_madvise,
-    SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_rt_sigprocmask,
-    SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_write,
+    PROT_EXEC, SEEK_END as LIBC_SEEK_END, SIGUSR1 as LIBC_SIGUSR1, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2,
+    SYS_exit, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_getpid, SYS_gettid, SYS_ioctl,
+    SYS_lseek, SYS_madvise, SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx,
+    SYS_tgkill, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -22,6 +23,9 @@ const F_SETFL: u32 = LIBC_F_SETFL.unsigned_abs();
 const O_NONBLOCK: u32 = LIBC_O_NONBLOCK.unsigned_abs();
 /// `_IO(KVMIO, 0x80)`, Linux `include/uapi/linux/kvm.h`.
 const KVM_RUN: u32 = 0xae80;
+/// `_IO(KVMIO, 0xad)`, ibid.
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
+const SIGUSR1: u32 = LIBC_SIGUSR1.unsigned_abs();
 
 /// Until the vCPUs start: the machine is made.
 pub const LAUNCH: &[Rule] = &[
@@ -34,11 +38,15 @@ pub const LAUNCH: &[Rule] = &[
     allow(SYS_pread64, "the kernel image's headers"),
     allow(SYS_statx, "the images' lengths"),
     allow(SYS_fstat, "the images' lengths, asked by the C library's older call"),
+    allow(SYS_getpid, "where the signal goes that brings a vCPU out of the guest"),
+    allow(SYS_gettid, "the same: each vCPU's thread tells its number"),
 ];
 
 /// Once the vCPUs run.
 pub const RUN: &[Rule] = &[
     allow_if(SYS_ioctl, &[Check::Equals(1, KVM_RUN)], "the vCPUs run"),
+    allow_if(SYS_ioctl, &[Check::Equals(1, KVM_KVMCLOCK_CTRL)], "the guest's watchdog forgives a pause"),
+    allow_if(SYS_tgkill, &[Check::Equals(2, SIGUSR1)], "a pause brings the vCPUs out of the guest"),
     allow(SYS_read, "part of a backend's answer"),
     allow(SYS_write, "the serial port's pipe, interrupts of the core's own devices, log lines"),
     allow(SYS_sendmsg, "messages to ozone, requests to backends"),
@@ -72,7 +80,7 @@ pub const RUN: &[Rule] = &[
     allow(SYS_munmap, "heap given back, stacks of ended threads"),
     allow(SYS_madvise, "heap given back, stacks of ended threads"),
     allow(SYS_rt_sigprocmask, "end of a thread"),
-    allow(SYS_rt_sigreturn, "return from the standard library's stack overflow handler"),
+    allow(SYS_rt_sigreturn, "return from that signal's handler, and the standard library's for stack overflow"),
     allow(SYS_sigaltstack, "end of a thread"),
     allow(SYS_exit, "end of a thread"),
     allow(SYS_exit_group, "end of the process"),

@@ -99,3 +99,10 @@ pub fn configure_vcpu(
     }
     Ok(())
 }
+
+/// Tells the guest that `vcpu` stood still and not its software (KVM_KVMCLOCK_CTRL): its watchdog against soft lockups
+/// forgives that time.
+pub fn after_pause(vcpu: &VcpuFd) {
+    // Refused when the guest does not use the paravirtual clock: then it cannot be told.
+    let _ = vcpu.kvmclock_ctrl();
+}

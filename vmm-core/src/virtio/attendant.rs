@@ -38,6 +38,10 @@ pub enum Command {
     Start(Activation),
     /// The driver reset the device: stop the queues, then answer.
     Stop(Sender<()>),
+    /// The machine is paused: stop the queues, and start none before [`Command::Resume`].
+    Pause,
+    /// The pause is over.
+    Resume,
     /// The configuration space is another now.
     ReadConfig,
 }
@@ -65,6 +69,7 @@ pub struct Attendant {
     backend: Backend,
     /// From DRIVER_OK to the reset of the device.
     setup: Option<Setup>,
+    paused: bool,
     /// Resets that wait for queues which did not stop: nobody may answer them before the backend is dead.
     unstopped: Vec<Sender<()>>,
     misplaced_rings: Rare,
@@ -81,6 +86,7 @@ impl Attendant {
             tracer,
             backend: Backend::Away,
             setup: None,
+            paused: false,
             unstopped: Vec::new(),
             misplaced_rings: Rare::default(),
         }
@@ -133,6 +139,20 @@ impl Attendant {
                 }
                 outcome?;
             }
+            Command::Pause => {
+                self.paused = true;
+                if let Err(error) = self.stop() {
+                    self.lose(error);
+                }
+                self.tell(Event::QueuesDone);
+            }
+            Command::Resume => {
+                self.paused = false;
+                if let Err(error) = self.hand_over() {
+                    self.lose(error);
+                }
+                self.tell(Event::QueuesDone);
+            }
             Command::ReadConfig => {
                 // One that is attached later is asked then.
                 if let Backend::Here(incarnation) = &mut self.backend {
@@ -176,8 +196,11 @@ impl Attendant {
         self.device.offer.set(offer).map_err(|_| BackendError::Absurd(String::from("two offers at once")))
     }
 
-    /// Starts the queues, if there is a backend and a driver.
+    /// Starts the queues, if there is a backend and a driver and the machine is not paused.
     fn hand_over(&mut self) -> Result<(), BackendError> {
+        if self.paused {
+            return Ok(());
+        }
         let (Backend::Here(incarnation), Some(setup), Some(offer)) =
             (&mut self.backend, &mut self.setup, self.device.offer.get())
         else {

@@ -12,6 +12,7 @@ use super::signals::QueueEvents;
 use super::state::{QUEUE_SIZE, QueueState, TransportState, VERSION_1, status};
 use crate::bus::BusDevice;
 use crate::event::{Event, Events};
+use crate::gate::Gate;
 use crate::trace::Tracer;
 
 /// "virt", little-endian.
@@ -88,15 +89,16 @@ pub struct MmioTransport {
     state: Mutex<TransportState>,
     events: Events,
     tracer: Tracer,
+    gate: Arc<Gate>,
     traced: Once,
     reset_deadline: Duration,
 }
 
 impl MmioTransport {
-    /// A transport in front of `device`.
-    pub fn new(device: Arc<Device>, events: Events, tracer: Tracer) -> Self {
+    /// A transport in front of `device`; vCPUs come through `gate`.
+    pub fn new(device: Arc<Device>, events: Events, tracer: Tracer, gate: Arc<Gate>) -> Self {
         let state = Mutex::new(TransportState::new(0));
-        Self { device, state, events, tracer, traced: Once::new(), reset_deadline: RESET_DEADLINE }
+        Self { device, state, events, tracer, gate, traced: Once::new(), reset_deadline: RESET_DEADLINE }
     }
 
     fn state(&self) -> MutexGuard<'_, TransportState> {
@@ -225,7 +227,9 @@ impl MmioTransport {
         let running = state.status & status::DRIVER_OK != 0;
         *state = TransportState::new(self.queue_count());
         drop(state);
-        if running && !self.device.stop(self.reset_deadline) {
+        // A pause does not wait for the backend on behalf of this vCPU.
+        let stop = || self.device.stop(self.reset_deadline);
+        if running && !self.gate.outside(stop) {
             // The driver frees the memory of its rings and buffers next, and a backend that is neither stopped nor gone may
             // write into it at any later time: a corruption that nobody would trace back to here. So the machine ends.
             let (id, seconds) = (&self.device.id, self.reset_deadline.as_secs());
@@ -337,7 +341,12 @@ mod tests {
             device.config_interrupt_for_test().read().unwrap();
             let device = Arc::new(device);
             Self {
-                transport: MmioTransport::new(device.clone(), events.clone(), Tracer::new(false, &events)),
+                transport: MmioTransport::new(
+                    device.clone(),
+                    events.clone(),
+                    Tracer::new(false, &events),
+                    Arc::new(Gate::new(events)),
+                ),
                 device,
                 commands,
                 events: received,
@@ -466,7 +475,7 @@ mod tests {
         let vcpu = std::thread::spawn(move || transport.write(register::STATUS, &0u32.to_le_bytes()));
         let fault = loop {
             match events.recv_timeout(Duration::from_secs(5)) {
-                Ok(Event::Conversation) => {}
+                Ok(Event::Conversation | Event::VcpusHeld) => {}
                 Ok(Event::Failed(fault)) => break fault,
                 other => panic!("the failure of a reset was awaited: {other:?}"),
             }

@@ -505,3 +505,71 @@ fn a_broken_device_is_whole_again_after_the_drivers_reset() {
     assert_eq!(find(&requests, SET_VRING_BASE).word(4), 0);
     assert_ne!(find(&requests, SET_INFLIGHT_FD).inode(), region);
 }
+
+impl Bench {
+    /// Commands a pause or its end, and waits for it.
+    fn pause(&self, command: Command) {
+        self.device.command(command);
+        assert!(matches!(self.event("QueuesDone"), Event::QueuesDone));
+    }
+}
+
+#[test]
+fn a_pause_stops_the_queues_and_keeps_what_is_in_flight() {
+    let bench = Bench::new();
+    let mut backend = Honest::tracking().serve();
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.quiet();
+    let region = find(&backend.heard(), SET_INFLIGHT_FD).inode();
+    bench.pause(Command::Pause);
+    assert_eq!(codes(&backend.heard()), [GET_VRING_BASE]);
+    bench.set_used_index(12);
+    bench.pause(Command::Resume);
+    let requests = backend.heard();
+    assert_eq!(codes(&requests), [&[SET_FEATURES, SET_MEM_TABLE, SET_INFLIGHT_FD], &QUEUE[..]].concat());
+    assert_eq!(find(&requests, SET_INFLIGHT_FD).inode(), region);
+    assert_eq!(find(&requests, SET_VRING_BASE).word(4), 12);
+}
+
+#[test]
+fn a_backend_that_is_attached_during_a_pause_starts_after_it() {
+    let bench = Bench::new();
+    // Without a backend there is nothing to stop.
+    bench.pause(Command::Pause);
+    bench.pause(Command::Resume);
+    let mut first = Honest::default().serve();
+    bench.attached(&mut first);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.quiet();
+    bench.pause(Command::Pause);
+    first.die();
+    bench.device.command(Command::Gone);
+    let mut second = Honest::default().serve();
+    bench.attached(&mut second);
+    assert_eq!(codes(&second.heard()), GREETING);
+    bench.device.command(Command::Detach);
+    assert!(matches!(bench.event("Detached"), Event::Detached(_)));
+    assert!(second.heard().is_empty(), "nothing runs that could be stopped");
+    let mut third = Honest::default().serve();
+    bench.attached(&mut third);
+    third.heard();
+    bench.pause(Command::Resume);
+    let requests = third.heard();
+    assert_eq!(codes(&requests), [&[SET_FEATURES, SET_MEM_TABLE], &QUEUE[..]].concat());
+    assert_eq!(counter(&requests, SET_VRING_KICK), 1);
+}
+
+#[test]
+fn a_backend_that_does_not_stop_for_a_pause_is_lost_and_does_not_hold_it_up() {
+    let bench = Bench::new();
+    let mut backend =
+        Honest::default().start(|request| if request.code == GET_VRING_BASE { Act::Close } else { Act::Answer });
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.device.command(Command::Pause);
+    assert!(bench.lost().starts_with("GET_VRING_BASE: "));
+    assert!(matches!(bench.event("QueuesDone"), Event::QueuesDone));
+    bench.pause(Command::Resume);
+    bench.quiet();
+}

@@ -74,6 +74,10 @@ impl Device for BlkDevice {
         bits.into_iter().fold(0, |features, bit| features | 1 << bit)
     }
 
+    fn tracks_inflight(&self) -> bool {
+        true
+    }
+
     fn config(&self) -> Vec<u8> {
         let mut config = Vec::with_capacity(CONFIG);
         config.extend((self.disk.capacity / SECTOR).to_le_bytes());

@@ -130,8 +130,8 @@ impl QueueHandler for Transmit {
 
     fn stop(&mut self, ring: &mut Ring) -> Result<(), RingError> {
         // The chain is transmitted anew after a restart: its bytes may come twice, but none is lost.
-        if self.current.take().is_some() {
-            ring.unpop(1);
+        if let Some(chain) = self.current.take() {
+            ring.unpop(std::iter::once(chain.head));
         }
         self.carried.clear();
         Ok(())

@@ -104,7 +104,7 @@ impl Receive {
     }
 
     fn put_back(&mut self, ring: &mut Ring) {
-        ring.unpop(u16::try_from(self.rooms.len()).unwrap_or(u16::MAX));
+        ring.unpop(self.rooms.iter().map(|room| room.head));
         self.rooms.clear();
     }
 

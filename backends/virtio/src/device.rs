@@ -21,6 +21,16 @@ pub trait Device: Send + Sync + 'static {
         let _ = features;
     }
 
+    /// Whether what a queue has in flight is recorded for the process after this one (VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD).
+    ///
+    /// A device whose chains end in any order needs that. One that hands back every chain in the order in which it took
+    /// them, and returns the others when it stops ([`Ring::unpop`]), does not: whatever a process that was killed had taken
+    /// and not given back begins at the index of the used ring, which is where the core has the next one begin. Network
+    /// interface and console are such devices, and have to stay so.
+    fn tracks_inflight(&self) -> bool {
+        false
+    }
+
     /// A message of `ozone` other than the first; `false` if the device expects no such message.
     fn message(&self, message: &ToBackend) -> bool {
         let _ = message;

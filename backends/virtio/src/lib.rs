@@ -2,7 +2,7 @@
 //!
 //! [`run`] is the life of a backend process. [`server`] answers the vhost-user requests of the core, [`vring`] keeps
 //! what it has been told about each virtqueue until that is enough to start one, [`worker`] is the thread that serves
-//! it, [`ring`] and [`chain`] are the split virtqueue, and [`buffers`] is the only way in which a backend, or the
+//! it, [`ring`] and [`chain`] are the split virtqueue, [`inflight`] records what it has in flight, and [`buffers`] is the only way in which a backend, or the
 //! kernel on its behalf, reads or writes guest memory ([`memory`]). A device ([`device::Device`]) knows nothing of all
 //! that: it gets rings and hands back what it did.
 //!
@@ -14,6 +14,7 @@ pub mod buffers;
 pub mod chain;
 pub mod descriptor;
 pub mod device;
+pub mod inflight;
 pub mod memory;
 pub mod outbox;
 pub mod ring;

@@ -112,8 +112,8 @@ fn serve<D: Device>(
     // Every thread has to exist before the run filter: there is no clone(2) in it.
     let workers = (0..).zip(queues).map(|(index, handler)| Worker::spawn(&format!("queue-{index}"), handler));
     let workers = workers.collect::<Result<Vec<_>, _>>()?;
-    let server = Server::new(Arc::clone(device), workers);
     let outbox = errands.outbox.clone();
+    let server = Server::new(Arc::clone(device), workers, outbox.clone());
     let (go, gate) = channel::<()>();
     let thread = move || {
         if gate.recv().is_ok() {

@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+use protocol::FromBackend;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
@@ -21,7 +22,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use crate::descriptor::{self, Call};
 use crate::device::Device;
+use crate::inflight::{Inflight, Layout};
 use crate::memory::{MemoryError, Place, SLOTS, Table};
+use crate::outbox::Outbox;
 use crate::ring::Ring;
 use crate::vring::{Addresses, Vring};
 use crate::worker::{Job, Worker};
@@ -41,7 +44,10 @@ pub struct Server<D> {
     workers: Vec<Worker>,
     vrings: Vec<Vring>,
     table: Table,
+    /// Where the queues record what they have in flight.
+    inflight: Option<Arc<Inflight>>,
     features: Option<u64>,
+    outbox: Outbox,
     /// Complaints made already: a core that repeats itself does not fill the log.
     complaints: BTreeSet<String>,
 }
@@ -64,9 +70,18 @@ pub fn serve<D: Device>(socket: UnixStream, server: Server<D>) -> String {
 
 impl<D: Device> Server<D> {
     /// A device that the core knows nothing of yet; one worker per queue.
-    pub fn new(device: Arc<D>, workers: Vec<Worker>) -> Self {
+    pub fn new(device: Arc<D>, workers: Vec<Worker>, outbox: Outbox) -> Self {
         let vrings = workers.iter().map(|_| Vring::default()).collect();
-        Self { device, workers, vrings, table: Table::default(), features: None, complaints: BTreeSet::new() }
+        Self {
+            device,
+            workers,
+            vrings,
+            table: Table::default(),
+            inflight: None,
+            features: None,
+            outbox,
+            complaints: BTreeSet::new(),
+        }
     }
 
     fn offered(&self) -> u64 {
@@ -117,8 +132,14 @@ impl<D: Device> Server<D> {
             return Ok(());
         };
         let memory = Arc::new(self.table.memory().clone());
-        let ring = Ring::new(shape, features, memory, vring.call.clone())
+        let record = self.inflight.as_ref().map(|inflight| inflight.part(index, shape.size)).transpose();
+        let record = record.map_err(|error| format!("queue {index} cannot start: {error}"))?;
+        let ring = Ring::new(shape, features, memory, vring.call.clone(), record)
             .map_err(|error| format!("queue {index} cannot start: {error}"))?;
+        let requests = ring.resubmissions();
+        if requests > 0 {
+            self.outbox.send(FromBackend::Resubmitted { requests });
+        }
         worker.start(Job { ring, kick, error: vring.error.clone(), features }, vring.call.clone());
         vring.running = true;
         Ok(())
@@ -277,10 +298,12 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Server<D> {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        let tracking = self.device.tracks_inflight().then_some(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | tracking.unwrap_or(VhostUserProtocolFeatures::empty()))
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -323,12 +346,29 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Server<D> {
         self.refuse("GET_SHARED_OBJECT", "not offered")
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidOperation("inflight tracking is not offered"))
+    /// Makes memory and keeps nothing of it: it comes into force when the core sends it back.
+    fn get_inflight_fd(&mut self, inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (queues, size) = (inflight.num_queues, inflight.queue_size);
+        let made = Layout::new(queues, size, self.vrings.len()).and_then(|layout| Ok((layout, layout.make()?)));
+        match made {
+            Ok((layout, file)) => Ok((VhostUserInflight::new(layout.bytes() as u64, 0, queues, size), file)),
+            // There is no reply that says no: an error here ends the connection.
+            Err(error) => self.refuse("GET_INFLIGHT_FD", error).map_err(|_: Error| Error::InvalidParam),
+        }
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        self.refuse("SET_INFLIGHT_FD", "not offered")
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        if let Some(index) = self.vrings.iter().position(|vring| vring.running) {
+            return self.refuse("SET_INFLIGHT_FD", format_args!("queue {index} is running"));
+        }
+        let layout = Layout::new(inflight.num_queues, inflight.queue_size, self.vrings.len());
+        match layout.and_then(|layout| Inflight::map(file, inflight.mmap_size, inflight.mmap_offset, layout)) {
+            Ok(mapped) => {
+                self.inflight = Some(Arc::new(mapped));
+                Ok(())
+            }
+            Err(error) => self.refuse("SET_INFLIGHT_FD", error),
+        }
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

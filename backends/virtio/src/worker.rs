@@ -162,6 +162,7 @@ impl Thread {
 
     /// Serves the ring until it is stopped or breaks the rules.
     fn work(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+        ring.check()?;
         let mut events = [EpollEvent::empty(); 8];
         loop {
             let timeout = match self.handler.run(ring)? {

@@ -71,6 +71,11 @@ impl Guest {
         }
     }
 
+    /// The file that the memory is.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Puts bytes into memory.
     pub fn put(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();

@@ -17,7 +17,9 @@ use nix::unistd::Pid;
 use protocol::{Channel, DeviceSpec, FromBackend, Start, ToBackend, link};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{
+    VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
 
 use super::DEADLINE;
 use super::driver::{Guest, Queue};
@@ -165,6 +167,15 @@ impl Drop for Backend {
 ///
 /// `leave_out` are features that the driver does not accept.
 pub fn connect(frontend: &mut Frontend, guest: &Guest, queues: &[&Queue], leave_out: u64) -> u64 {
+    let features = negotiate(frontend, guest, leave_out);
+    for queue in queues {
+        enable(frontend, queue);
+    }
+    features
+}
+
+/// The part of [`connect`] before the queues.
+pub fn negotiate(frontend: &mut Frontend, guest: &Guest, leave_out: u64) -> u64 {
     frontend.set_owner().unwrap();
     let features = frontend.get_features().unwrap() & !leave_out;
     let protocol = frontend.get_protocol_features().unwrap();
@@ -173,25 +184,55 @@ pub fn connect(frontend: &mut Frontend, guest: &Guest, queues: &[&Queue], leave_
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
     assert!(protocol.contains(wanted), "{protocol:?}");
-    frontend.set_protocol_features(wanted).unwrap();
+    let tracking = protocol & VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+    frontend.set_protocol_features(wanted | tracking).unwrap();
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     frontend.set_features(features).unwrap();
     frontend.set_mem_table(&[guest.region()]).unwrap();
-    for queue in queues {
-        enable(frontend, queue);
-    }
     features & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 }
 
 /// Describes and enables one queue.
 pub fn enable(frontend: &mut Frontend, queue: &Queue) {
+    enable_from(frontend, queue, queue.next_available).unwrap();
+}
+
+/// The same for a queue that goes on from another place than where its driver is.
+///
+/// # Errors
+/// What the back-end refuses of its start.
+pub fn enable_from(frontend: &mut Frontend, queue: &Queue, base: u16) -> vhost::Result<()> {
     let index = queue.index;
-    frontend.set_vring_num(index, queue.size).unwrap();
-    frontend.set_vring_addr(index, &queue.places()).unwrap();
-    frontend.set_vring_base(index, queue.next_available).unwrap();
-    frontend.set_vring_call(index, &queue.call).unwrap();
-    frontend.set_vring_kick(index, &queue.kick).unwrap();
-    frontend.set_vring_enable(index, true).unwrap();
+    frontend.set_vring_num(index, queue.size)?;
+    frontend.set_vring_addr(index, &queue.places())?;
+    frontend.set_vring_base(index, base)?;
+    frontend.set_vring_call(index, &queue.call)?;
+    frontend.set_vring_kick(index, &queue.kick)?;
+    frontend.set_vring_enable(index, true)
+}
+
+/// The memory in which a back-end records what is in flight, as the core keeps it.
+pub struct Record {
+    /// Size, offset, and the queues it is for.
+    pub about: VhostUserInflight,
+    /// The memory itself.
+    pub file: File,
+}
+
+impl Record {
+    /// Has the back-end make it.
+    pub fn get(frontend: &mut Frontend, queues: u16, size: u16) -> Self {
+        let (about, file) = frontend.get_inflight_fd(&VhostUserInflight::new(0, 0, queues, size)).unwrap();
+        Self { about, file }
+    }
+
+    /// Sends it to a back-end.
+    ///
+    /// # Errors
+    /// What the back-end refuses.
+    pub fn set(&self, frontend: &mut Frontend) -> vhost::Result<()> {
+        frontend.set_inflight_fd(&self.about, self.file.as_raw_fd())
+    }
 }
 
 /// The configuration space, as far as the core reads it.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use virtio_backend::{Next, QueueHandler, Rare, Ring, RingError};
+use virtio_backend::{Next, Pulse, QueueHandler, Rare, Ring, RingError};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
 use crate::device::Disk;
@@ -19,16 +19,17 @@ pub struct RequestQueue {
     /// Whether a write is durable when it completes: so for a driver that cannot flush (virtio 1.2, section 5.2.6.2).
     write_through: bool,
     failures: Rare,
+    pulse: Arc<Pulse>,
 }
 
 impl RequestQueue {
     /// A queue of `disk`.
     pub fn new(disk: Arc<Disk>) -> Self {
-        Self { disk, write_through: false, failures: Rare::default() }
+        Self { disk, write_through: false, failures: Rare::default(), pulse: Arc::default() }
     }
 
     fn carry_out(&mut self, operation: Operation) -> Status {
-        let disk = &self.disk;
+        let (disk, pulse) = (&self.disk, &self.pulse);
         let (what, outcome) = match operation {
             Operation::Refuse(status) => return status,
             Operation::GetId { mut data } => {
@@ -36,10 +37,12 @@ impl RequestQueue {
                 return Status::Ok;
             }
             Operation::Write { .. } if disk.read_only => return Status::IoError,
-            Operation::Read { offset, data } => ("read", disk.engine.read(offset, data)),
-            Operation::Write { offset, data } => ("write", disk.engine.write(offset, data, self.write_through)),
+            Operation::Read { offset, data } => ("read", pulse.storage(|| disk.engine.read(offset, data))),
+            Operation::Write { offset, data } => {
+                ("write", pulse.storage(|| disk.engine.write(offset, data, self.write_through)))
+            }
             Operation::Flush if disk.read_only => return Status::Ok,
-            Operation::Flush => ("flush", disk.engine.flush()),
+            Operation::Flush => ("flush", pulse.storage(|| disk.engine.flush())),
         };
         match outcome {
             Ok(()) => Status::Ok,
@@ -58,6 +61,10 @@ impl RequestQueue {
 }
 
 impl QueueHandler for RequestQueue {
+    fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
     fn start(&mut self, features: u64) {
         self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
     }

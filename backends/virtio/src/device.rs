@@ -1,9 +1,11 @@
 //! What a device is to the rest of this library.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use protocol::ToBackend;
 
+use crate::heartbeat::Pulse;
 use crate::ring::{Ring, RingError};
 
 /// The part of a device that is not a queue: what it offers and what its configuration space says.
@@ -65,6 +67,12 @@ pub trait QueueHandler: Send {
     /// Source `index` of [`sources`](Self::sources) has become readable.
     fn ready(&mut self, index: usize) {
         let _ = index;
+    }
+
+    /// What the queue's thread shows of itself: asked once, before the queue's first start. A handler that waits for the
+    /// host's storage does so in [`Pulse::storage`]; nothing else may be waited for outside of the thread's own loop.
+    fn pulse(&self) -> Arc<Pulse> {
+        Arc::default()
     }
 
     /// The ring starts; `features` are those that the driver accepted.

@@ -16,6 +16,7 @@ use seccomp::Role;
 use crate::allocator;
 use crate::descriptor::{self, Wake};
 use crate::device::{Device, Opened, QueueHandler};
+use crate::heartbeat::Heartbeat;
 use crate::outbox::{Errand, Outbox};
 use crate::server::{self, Server};
 use crate::threads;
@@ -112,6 +113,8 @@ fn serve<D: Device>(
     // Every thread has to exist before the run filter: there is no clone(2) in it.
     let workers = (0..).zip(queues).map(|(index, handler)| Worker::spawn(&format!("queue-{index}"), handler));
     let workers = workers.collect::<Result<Vec<_>, _>>()?;
+    let watched = workers.iter().map(Worker::watched).collect();
+    let mut heartbeat = Heartbeat::new(watched, &errands.wake);
     let outbox = errands.outbox.clone();
     let server = Server::new(Arc::clone(device), workers, outbox.clone());
     let (go, gate) = channel::<()>();
@@ -135,7 +138,8 @@ fn serve<D: Device>(
     }
     loop {
         wait(control, &errands.wake)?;
-        while let Ok(errand) = errands.errands.try_recv() {
+        let alive = heartbeat.answer().map(|number| Errand::Send(FromBackend::Alive { number }));
+        for errand in alive.into_iter().chain(errands.errands.try_iter()) {
             match errand {
                 Errand::Send(message) => match control.try_send(&message) {
                     Ok(()) => {}
@@ -148,6 +152,11 @@ fn serve<D: Device>(
             }
         }
         match control.try_receive() {
+            Ok(ToBackend::Ping { number }) => {
+                heartbeat.ask(number);
+                // Threads that rest do not wake this one: it looks again.
+                errands.wake.raise();
+            }
             Ok(message) if device.message(&message) => {}
             Ok(_) => return Err(Fault::internal("ozone sent a message that this device does not expect")),
             Err(LinkError::WouldBlock) => {}

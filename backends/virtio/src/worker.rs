@@ -16,6 +16,7 @@ use protocol::Fault;
 
 use crate::descriptor::{Call, Wake};
 use crate::device::{Next, QueueHandler};
+use crate::heartbeat::{Pulse, Watched};
 use crate::ring::{Ring, RingError};
 use crate::threads;
 use protocol::log::Rare;
@@ -26,7 +27,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// What a wake-up is for. Sources of the handler follow.
 const STOP: u64 = 0;
 const KICK: u64 = 1;
-const SOURCES: u64 = 2;
+const NUDGE: u64 = 2;
+const SOURCES: u64 = 3;
 
 /// A ring to be served, and the descriptors that go with it.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub struct Worker {
     calls: Vec<Arc<Call>>,
     running: bool,
     violations: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
+    nudge: Arc<Wake>,
 }
 
 struct Thread {
@@ -59,6 +63,8 @@ struct Thread {
     stop: Arc<Wake>,
     violations: Arc<AtomicU64>,
     reported: Rare,
+    pulse: Arc<Pulse>,
+    nudge: Arc<Wake>,
 }
 
 impl Worker {
@@ -71,11 +77,16 @@ impl Worker {
         let stop = Arc::new(Wake::new().map_err(fault)?);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(fault)?;
         epoll.add(stop.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, STOP)).map_err(fault)?;
+        let nudge = Arc::new(Wake::new().map_err(fault)?);
+        epoll.add(nudge.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, NUDGE)).map_err(fault)?;
         for (index, source) in (SOURCES..).zip(handler.sources()) {
             let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index);
             epoll.add(source, event).map_err(fault)?;
         }
         let violations = Arc::new(AtomicU64::new(0));
+        let pulse = handler.pulse();
+        // Until it has a ring, it waits for one.
+        pulse.rest(true);
         let (jobs, incoming) = channel();
         let (outgoing, stopped) = channel();
         let mut thread = Thread {
@@ -85,16 +96,21 @@ impl Worker {
             stop: Arc::clone(&stop),
             violations: Arc::clone(&violations),
             reported: Rare::default(),
+            pulse: Arc::clone(&pulse),
+            nudge: Arc::clone(&nudge),
         };
         let body = move || {
             while let Ok(job) = incoming.recv() {
-                if outgoing.send(thread.serve(job)).is_err() {
+                thread.pulse.rest(false);
+                let next_available = thread.serve(job);
+                thread.pulse.rest(true);
+                if outgoing.send(next_available).is_err() {
                     break;
                 }
             }
         };
         threads::start(name, body)?;
-        Ok(Self { jobs, stopped, stop, calls: Vec::new(), running: false, violations })
+        Ok(Self { jobs, stopped, stop, calls: Vec::new(), running: false, violations, pulse, nudge })
     }
 
     /// Serves `job`; a ring that runs is stopped first.
@@ -121,6 +137,11 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => self.calls.iter().for_each(|call| call.release()),
             }
         }
+    }
+
+    /// What tells whether the thread goes round.
+    pub(crate) fn watched(&self) -> Watched {
+        Watched { pulse: Arc::clone(&self.pulse), nudge: Arc::clone(&self.nudge) }
     }
 
     /// How often a ring was given up for a violation of its rules.
@@ -152,7 +173,10 @@ impl Thread {
             if let Some(call) = &job.error {
                 call.signal();
             }
+            // There is nothing to go round for until the stop.
+            self.pulse.rest(true);
             self.stop.lower();
+            self.pulse.rest(false);
         }
         if let Err(error) = self.handler.stop(&mut job.ring) {
             log::warn!("{}: stopping: {error}", self.name);
@@ -178,6 +202,7 @@ impl Thread {
                     return Ok(());
                 }
             };
+            self.pulse.beat();
             for event in events.iter().take(count) {
                 match event.data() {
                     STOP => {
@@ -185,6 +210,7 @@ impl Thread {
                         return Ok(());
                     }
                     KICK => {}
+                    NUDGE => self.nudge.lower(),
                     source => self.handler.ready(usize::try_from(source.saturating_sub(SOURCES)).unwrap_or(0)),
                 }
             }

@@ -322,7 +322,8 @@ fn obey(control: &Channel<FromCore, ToCore>) -> ExitCode {
                 sockets.push(attach.socket);
                 FromCore::Attached { device: attach.device }
             }
-            ToCore::Detach { device } | ToCore::Gone { device } => FromCore::Detached { device },
+            ToCore::Detach { device } => FromCore::Detached { device },
+            ToCore::Gone { device } => FromCore::Gone { device },
             ToCore::Pause => FromCore::Paused,
             ToCore::Resume => FromCore::Resumed,
             _ => continue,

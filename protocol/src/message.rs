@@ -25,7 +25,7 @@ pub enum ToCore {
         device: DeviceId,
     },
     /// The device's backend has ended, and nothing that it began is under way any more: no late read can reach guest memory.
-    /// Resets that wait for that are answered.
+    /// Resets that wait for that are answered. Answered by [`FromCore::Gone`].
     Gone {
         /// The device.
         device: DeviceId,
@@ -63,6 +63,11 @@ pub enum FromCore {
     },
     /// The device's queues are stopped and its backend is not spoken to any more, as [`ToCore::Detach`] asked.
     Detached {
+        /// The device.
+        device: DeviceId,
+    },
+    /// What [`ToCore::Gone`] said is noted: whatever is told of the device after this is about the next backend.
+    Gone {
         /// The device.
         device: DeviceId,
     },

@@ -15,6 +15,8 @@ pub enum Event {
     Attached(DeviceId),
     /// A device's queues are stopped, and its backend is not spoken to any more.
     Detached(DeviceId),
+    /// It is noted that nothing of a device's last backend is under way.
+    Gone(DeviceId),
     /// A device's backend broke the protocol, went away or missed a deadline.
     Lost(DeviceId, String),
     /// A device's queues are stopped for a pause or started after it, or its backend is away.

@@ -125,6 +125,7 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
                 machine.attached(&device);
                 tell(control, &FromCore::Attached { device })?;
             }
+            Event::Gone(device) => tell(control, &FromCore::Gone { device })?,
             Event::Detached(device) => tell(control, &FromCore::Detached { device })?,
             Event::Lost(device, reason) => tell(control, &FromCore::Lost { device, reason })?,
             Event::Trace(mark) => tell(control, &FromCore::Trace(vec![mark]))?,

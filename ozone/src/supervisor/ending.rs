@@ -118,6 +118,7 @@ fn is_progress(message: &Message) -> bool {
         Message::Core(
             FromCore::Attached { .. }
                 | FromCore::Detached { .. }
+                | FromCore::Gone { .. }
                 | FromCore::Paused
                 | FromCore::Resumed
                 | FromCore::Running
@@ -137,6 +138,7 @@ pub fn kind_of(message: &Message) -> &'static str {
     match message {
         Message::Core(FromCore::Attached { .. }) => "Attached",
         Message::Core(FromCore::Detached { .. }) => "Detached",
+        Message::Core(FromCore::Gone { .. }) => "Gone",
         Message::Core(FromCore::Paused) => "Paused",
         Message::Core(FromCore::Resumed) => "Resumed",
         Message::Core(FromCore::Running) => "Running",

@@ -139,6 +139,7 @@ impl<'a> Machine<'a> {
                 }
             }
             FromCore::Detached { device } => self.detached(&device),
+            FromCore::Gone { device } => self.parted(&device),
             FromCore::Lost { device, reason } => match self.index_of(&device) {
                 Some(index) => {
                     let serves = self.devices.get(index).is_some_and(|device| {
@@ -449,22 +450,30 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The core has let go of a backend: as it was asked to, or since that is gone.
+    /// The core has let go of a backend, as it was asked to.
     fn detached(&mut self, id: &DeviceId) -> Result<(), Ending> {
         let place = self.index_of(id).map_or(0, |index| index + 1);
         let Some(device) = self.device(place) else {
             return Err(self.unexpected(0, "Detached of an unknown device"));
         };
-        if device.parting > 0 {
-            device.parting -= 1;
-            return self.ready(place);
-        }
+        // Else it was lost in the meantime.
         if matches!(device.state, State::Detaching { .. }) {
             device.state = State::Ending { overdue: Some(Instant::now() + OVERDUE) };
             self.processes.kill(place);
-            return Ok(());
         }
-        Err(self.unexpected(0, format!("Detached of {id}")))
+        Ok(())
+    }
+
+    /// The core knows that nothing of a device's last process is under way: what it says from now on is about the next.
+    fn parted(&mut self, id: &DeviceId) -> Result<(), Ending> {
+        let place = self.index_of(id).map_or(0, |index| index + 1);
+        match self.device(place) {
+            Some(device) if device.parting > 0 => {
+                device.parting -= 1;
+                self.ready(place)
+            }
+            _ => Err(self.unexpected(0, format!("Gone of {id}"))),
+        }
     }
 
     /// Replaces a device's process, or starts the one that is waited for.

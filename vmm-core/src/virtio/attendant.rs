@@ -119,7 +119,10 @@ impl Attendant {
                     self.tell(Event::Detached(self.device.id.clone()));
                 }
             }
-            Command::Gone => self.gone(),
+            Command::Gone => {
+                self.gone();
+                self.tell(Event::Gone(self.device.id.clone()));
+            }
             Command::Break => {
                 self.setup = None;
                 self.device.fail();

@@ -64,7 +64,7 @@ impl Bench {
     fn event(&self, awaited: &str) -> Event {
         loop {
             match self.events.recv_timeout(DEADLINE) {
-                Ok(Event::Conversation) => {}
+                Ok(Event::Conversation | Event::Gone(_)) => {}
                 Ok(event) => return event,
                 Err(error) => panic!("{awaited} was awaited: {error}"),
             }
@@ -95,7 +95,8 @@ impl Bench {
             assert!(Instant::now() < deadline, "the attendant has not done its commands within {DEADLINE:?}");
             std::thread::yield_now();
         }
-        let events: Vec<_> = self.events.try_iter().filter(|event| !matches!(event, Event::Conversation)).collect();
+        let events: Vec<_> =
+            self.events.try_iter().filter(|event| !matches!(event, Event::Conversation | Event::Gone(_))).collect();
         assert!(events.is_empty(), "{events:?}");
     }
 

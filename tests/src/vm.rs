@@ -52,6 +52,7 @@ pub struct Guest {
     options: Vec<OsString>,
     has_disk: bool,
     console: String,
+    keys: String,
 }
 
 impl Guest {
@@ -67,6 +68,7 @@ impl Guest {
             options: Vec::new(),
             has_disk: false,
             console: "hvc0".to_owned(),
+            keys: String::new(),
         })
     }
 
@@ -113,6 +115,13 @@ impl Guest {
         self
     }
 
+    /// Keys that every device gets, such as `on-fail=stop-vm`.
+    #[must_use]
+    pub fn keys(mut self, keys: &str) -> Self {
+        self.keys = format!(",{keys}");
+        self
+    }
+
     /// A disk. The first one is the guest's root.
     #[must_use]
     pub fn disk(mut self, path: &Path) -> Self {
@@ -147,8 +156,15 @@ impl Guest {
         arguments.extend(["--kernel".into(), self.kernel.clone().into()]);
         arguments.extend(["--initrd".into(), self.initramfs.clone().into()]);
         arguments.extend(["--append".into(), words.join(" ").into()]);
-        arguments.extend(["--console".into(), "stdio".into()]);
-        arguments.extend(self.options.iter().cloned());
+        let options = ["--console".into(), "stdio".into()].into_iter().chain(self.options.iter().cloned());
+        let mut is_device = false;
+        for mut word in options {
+            if is_device {
+                word.push(&self.keys);
+            }
+            is_device = ["--disk", "--net", "--console"].iter().any(|option| word == *option);
+            arguments.push(word);
+        }
         arguments
     }
 

@@ -129,6 +129,7 @@ fn a_signal_tears_everything_down() -> Result<()> {
 
 fn killed(role: &str, code: i32) -> Result<()> {
     let (guest, _disk) = with_every_device()?;
+    let guest = guest.keys("on-fail=stop-vm");
     let before = Traces::of_this_host()?;
     let mut vm = guest.boot()?;
     kill(Pid::from_raw(find(&vm, role)?.pid), Signal::SIGKILL)?;
@@ -148,7 +149,7 @@ fn a_killed_backend_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Nothing of a machine outlives its `ozone` but two files, which no process is left to remove: see
+/// Nothing of a machine outlives its `ozone` but names of files, which no process is left to remove: see
 /// docs/decisions/0005. The next machine reuses and removes them.
 fn a_killed_ozone_takes_its_children_along() -> Result<()> {
     let (guest, _disk) = with_every_device()?;

@@ -129,6 +129,11 @@ impl Core {
         }
     }
 
+    /// Whether the serial port says anything within `wait`.
+    pub fn prints(&self, wait: Duration) -> bool {
+        readable(&self.serial, wait)
+    }
+
     /// Runs to the end and answers how it ended and what the serial port said.
     pub fn end(mut self) -> (FromCore, String) {
         let last = loop {

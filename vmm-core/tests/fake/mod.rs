@@ -8,6 +8,7 @@ use std::io::{IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -64,6 +65,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// One that nobody made.
+    pub fn new(code: u32, body: Vec<u8>) -> Self {
+        Self { code, flags: 0, body, files: Vec::new() }
+    }
+
     /// The word of 32 bits at `offset` of the body.
     pub fn word(&self, offset: usize) -> u32 {
         u32::from_le_bytes(self.body[offset..offset + 4].try_into().unwrap())
@@ -121,8 +127,10 @@ impl Honest {
         ours.set_read_timeout(Some(DEADLINE)).unwrap();
         let (heard, requests) = channel();
         let shared = ours.try_clone().unwrap();
-        let thread = std::thread::spawn(move || serve(self, ours, script, &heard));
-        Fake { socket: Some(theirs.into()), shared, requests, thread: Some(thread) }
+        let answering = Arc::new(Mutex::new(()));
+        let answers = answering.clone();
+        let thread = std::thread::spawn(move || serve(self, ours, script, &heard, &answers));
+        Fake { socket: Some(theirs.into()), shared, requests, answering, thread: Some(thread) }
     }
 
     /// One that does as it should.
@@ -169,6 +177,8 @@ pub struct Fake {
     pub socket: Option<OwnedFd>,
     shared: UnixStream,
     requests: Receiver<Request>,
+    /// Held from a request to its answer.
+    answering: Arc<Mutex<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -206,8 +216,9 @@ impl Fake {
         self.thread.take().unwrap().join().unwrap();
     }
 
-    /// Ends it as a kill does.
+    /// Ends it as a kill does. What has been seen of requests has been answered.
     pub fn die(mut self) {
+        drop(self.answering.lock().unwrap());
         let _ = self.shared.shutdown(std::net::Shutdown::Both);
         self.thread.take().unwrap().join().unwrap();
     }
@@ -219,8 +230,15 @@ impl Drop for Fake {
     }
 }
 
-fn serve(honest: Honest, mut socket: UnixStream, mut script: impl FnMut(&Request) -> Act, heard: &Sender<Request>) {
+fn serve(
+    honest: Honest,
+    mut socket: UnixStream,
+    mut script: impl FnMut(&Request) -> Act,
+    heard: &Sender<Request>,
+    answering: &Mutex<()>,
+) {
     while let Some(request) = receive(&mut socket) {
+        let _answering = answering.lock().unwrap();
         let act = script(&request);
         let reply = match act {
             Act::Answer => honest.reply(&request).map(|(body, files)| (message(&request, &body), files)),

@@ -574,3 +574,58 @@ fn a_backend_that_does_not_stop_for_a_pause_is_lost_and_does_not_hold_it_up() {
     bench.pause(Command::Resume);
     bench.quiet();
 }
+
+#[test]
+fn half_an_answer_to_any_message_is_none() {
+    for last in 1..=GREETING.len() + 4 + QUEUE.len() {
+        let bench = Bench::new();
+        let mut count = 0;
+        let mut failing = Honest::tracking().start(move |request| {
+            count += 1;
+            match count {
+                _ if count < last => Act::Answer,
+                _ if count == last => Act::Send(fake::message(request, &[0; 8])[..15].to_vec(), Vec::new()),
+                _ => Act::Silence,
+            }
+        });
+        bench.attach(&mut failing);
+        bench.device.start(activation(&[queue(128), QueueState::default()]));
+        for _ in 0..last {
+            failing.next("request");
+        }
+        if last == 1 {
+            // The first request asks for no answer: the next one gets this half of one.
+            failing.next("request");
+        }
+        bench.device.conversation().hang_up_if_overdue(Instant::now() + 2 * PATIENCE);
+        match bench.event("Attached or Lost") {
+            Event::Lost(..) => assert!(last <= GREETING.len(), "message {last}"),
+            Event::Attached(_) => drop(bench.lost()),
+            other => panic!("message {last}: {other:?}"),
+        }
+        bench.quiet();
+        bench.attached(&mut Honest::tracking().serve());
+    }
+}
+
+#[test]
+fn a_queue_that_no_incarnation_was_given_begins_at_nought() {
+    let bench = Bench::new();
+    let mut first = Honest::default().serve();
+    bench.attached(&mut first);
+    bench.set_used_index(5);
+    // The first incarnation ends before it was given the second queue.
+    let mut count = 0;
+    let mut second = Honest::default().start(move |request| {
+        count += u32::from(request.code == SET_VRING_BASE);
+        if count == 2 { Act::Close } else { Act::Answer }
+    });
+    bench.attached(&mut second);
+    bench.device.start(activation(&[queue(128), queue(128)]));
+    bench.lost();
+    let mut third = Honest::default().serve();
+    bench.attached(&mut third);
+    let bases: Vec<_> =
+        third.heard().iter().filter(|request| request.code == SET_VRING_BASE).map(|request| request.word(4)).collect();
+    assert_eq!(bases, [5, 0]);
+}

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ozone_tests::payload::Code;
 use protocol::{DeviceId, FromCore, ToCore};
 
@@ -162,6 +164,11 @@ fn a_backend_that_says_nothing_is_hung_up_on_and_holds_nobody_else_up() {
     let begun = Instant::now();
     core.attach(0, silent.take_socket());
     silent.until(SET_MEM_TABLE);
+    is_served(&core, &other);
+    // A core that is stopped and continues takes up its timed waits by a call of its own.
+    let pid = Pid::from_raw(core.process.id().try_into().unwrap());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
     is_served(&core, &other);
     let reason = lost(&core);
     assert!(reason.starts_with("it did not answer within 8 s"), "{reason}");

@@ -6,8 +6,8 @@ use libc::{
     PROT_EXEC, SEEK_END as LIBC_SEEK_END, SIGUSR1 as LIBC_SIGUSR1, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2,
     SYS_exit, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_getpid, SYS_gettid, SYS_ioctl,
     SYS_lseek, SYS_madvise, SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg,
-    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx,
-    SYS_tgkill, SYS_write,
+    SYS_restart_syscall, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown,
+    SYS_sigaltstack, SYS_statx, SYS_tgkill, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -53,6 +53,7 @@ pub const RUN: &[Rule] = &[
     allow(SYS_recvmsg, "messages of ozone, answers of backends"),
     allow(SYS_shutdown, "hangs up on a backend that does not answer"),
     allow(SYS_futex, "locks and queues between threads"),
+    allow(SYS_restart_syscall, "a timed wait goes on after SIGSTOP and SIGCONT"),
     allow(SYS_sched_yield, "the standard library's queues back off"),
     allow(SYS_clock_gettime, "deadlines, where the clock cannot be read in user space"),
     allow_if(SYS_fcntl, &[Check::Equals(1, F_GETFD)], "the standard library's check before it closes a descriptor"),

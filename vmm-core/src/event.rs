@@ -21,7 +21,7 @@ pub enum Event {
     Lost(DeviceId, String),
     /// A device's queues are stopped for a pause or started after it, or its backend is away.
     QueuesDone,
-    /// The gate is closed and no vCPU is in the guest, or will be before it is opened.
+    /// The gate was closed and no vCPU was in the guest.
     VcpusHeld,
     /// Something was asked of a backend: its time runs.
     Conversation,

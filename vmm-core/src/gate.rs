@@ -27,7 +27,8 @@ impl Gate {
         self.opened.notify_all();
     }
 
-    /// Lets nobody through any more. Once nobody is inside, that is an event ([`Event::VcpusHeld`]).
+    /// Lets nobody through any more. Once nobody is inside, that is an event ([`Event::VcpusHeld`]). By the time it is
+    /// taken the gate may have been opened and closed again: so [`is_empty`](Self::is_empty) is to be asked then.
     pub fn close(&self) {
         let inside = self.lock();
         self.open.store(false, Ordering::Release);
@@ -37,6 +38,12 @@ impl Gate {
     /// Whether those inside are to come out.
     pub fn is_closed(&self) -> bool {
         !self.open.load(Ordering::Acquire)
+    }
+
+    /// Whether nobody is inside, and nobody will be before the gate is opened.
+    pub fn is_empty(&self) -> bool {
+        let inside = self.lock();
+        *inside == 0 && self.is_closed()
     }
 
     /// Waits until the gate is open and passes it.
@@ -101,10 +108,13 @@ mod tests {
         gate.close();
         gate.leave();
         assert!(events.try_recv().is_err(), "one is inside");
+        assert!(!gate.is_empty());
         gate.leave();
-        assert!(held(&events));
+        assert!(held(&events) && gate.is_empty());
         gate.close();
         assert!(held(&events), "nobody has to come out");
+        gate.open();
+        assert!(!gate.is_empty(), "anybody may enter");
     }
 
     #[test]

@@ -192,10 +192,15 @@ impl Machine {
         self.gate.open();
     }
 
-    /// Has every vCPU come out of the guest; [`Event::VcpusHeld`](crate::event::Event::VcpusHeld) tells when.
+    /// Has every vCPU come out of the guest; [`Event::VcpusHeld`](crate::event::Event::VcpusHeld) tells when to look.
     pub fn hold(&self) {
         self.gate.close();
         self.vcpus.iter().for_each(|vcpu| vcpu.interrupt());
+    }
+
+    /// Whether no vCPU is in the guest, or will be before they are started again.
+    pub fn is_held(&self) -> bool {
+        self.gate.is_empty()
     }
 
     /// Has every device's queues stopped; each tells [`Event::QueuesDone`](crate::event::Event::QueuesDone).

@@ -119,7 +119,9 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
             }
             Event::Control(Err(LinkError::Closed)) => return Err(Fault::internal("ozone is gone")),
             Event::Control(Err(error)) => return Err(Fault::internal(error.to_string())),
-            Event::VcpusHeld => pauses.vcpus_held(),
+            Event::VcpusHeld if machine.is_held() => pauses.vcpus_held(),
+            // Of an earlier pause: the next one is told of when it is so.
+            Event::VcpusHeld => {}
             Event::QueuesDone => pauses.queues_done(),
             Event::Attached(device) => {
                 machine.attached(&device);

@@ -63,7 +63,7 @@ impl Pauses {
         self.requests.push_back(request);
     }
 
-    /// No vCPU is in the guest, as the gate has told.
+    /// No vCPU is in the guest.
     pub fn vcpus_held(&mut self) {
         if self.phase == Phase::HoldingVcpus {
             self.phase = Phase::VcpusHeld;

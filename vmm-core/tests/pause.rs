@@ -86,13 +86,32 @@ fn no_vcpu_is_missed_wherever_it_is() {
 
 #[test]
 fn what_an_exit_began_is_finished_across_a_pause() {
-    // Counts a million reads of a port, and then prints.
-    let mut core = boot(&Code::default().read_port(0x61, 200_000).print("done").halt(), 1);
-    for _ in 0..50 {
+    // Reads the serial port's line status over and over, and halts unless it is 0x60: `in al, dx; cmp al, 0x60; je over;
+    // hlt; jmp back; over: dec ecx; jnz` to the first.
+    let code = Code::default().raw(&[0x66, 0xba, 0xfd, 0x03, 0xb9]).raw(&20_000u32.to_le_bytes());
+    let code = code.raw(&[0xec, 0x3c, 0x60, 0x74, 0x03, 0xf4, 0xeb, 0xfd, 0xff, 0xc9, 0x75, 0xf4]);
+    let mut core = boot(&code.print("done").halt(), 1);
+    for _ in 0..100 {
         pause(&core);
         resume(&core);
     }
     core.hear("done");
+}
+
+#[test]
+fn requests_that_follow_one_another_at_once_are_each_carried_out() {
+    let mut core = boot(&chatter(), 2);
+    for _ in 0..100 {
+        for request in [ToCore::Pause, ToCore::Resume, ToCore::Pause] {
+            core.control.send(&request).unwrap();
+        }
+        for _ in 0..3 {
+            core.expect("an answer", |message| matches!(message, FromCore::Paused | FromCore::Resumed));
+        }
+        resume(&core);
+    }
+    pause(&core);
+    core.drain(QUIET);
 }
 
 #[test]

@@ -459,6 +459,8 @@ mod tests {
             assert!(matches!(commands.recv_timeout(wait), Ok(Command::Start(_))));
             let Ok(Command::Stop(stopped)) = commands.recv_timeout(wait) else { panic!("no stop") };
             assert!(!reset.is_finished(), "the vCPU is held until the queues have stopped");
+            assert_eq!(driver.read(register::DEVICE_ID), 2);
+            assert_eq!(driver.read(register::QUEUE_SIZE_MAX), 256, "other vCPUs are not held up");
             stopped.send(()).unwrap();
         });
         assert_eq!(driver.read(register::STATUS), 0);

@@ -125,11 +125,12 @@ impl Setup {
                 incarnation.given.push(index);
             }
             frontend.set_vring_call(index, &signals.call).map_err(at("SET_VRING_CALL"))?;
-            frontend.set_vring_kick(index, &signals.kick).map_err(at("SET_VRING_KICK"))?;
+            // The kick starts a ring that was enabled earlier, answered or not.
             incarnation.running.push(index);
             if !self.started.contains(&index) {
                 self.started.push(index);
             }
+            frontend.set_vring_kick(index, &signals.kick).map_err(at("SET_VRING_KICK"))?;
             frontend.set_vring_enable(index, true).map_err(at("SET_VRING_ENABLE"))?;
         }
         Ok(())

@@ -609,23 +609,19 @@ fn half_an_answer_to_any_message_is_none() {
 }
 
 #[test]
-fn a_queue_that_no_incarnation_was_given_begins_at_nought() {
-    let bench = Bench::new();
-    let mut first = Honest::default().serve();
-    bench.attached(&mut first);
-    bench.set_used_index(5);
-    // The first incarnation ends before it was given the second queue.
-    let mut count = 0;
-    let mut second = Honest::default().start(move |request| {
-        count += u32::from(request.code == SET_VRING_BASE);
-        if count == 2 { Act::Close } else { Act::Answer }
-    });
-    bench.attached(&mut second);
-    bench.device.start(activation(&[queue(128), queue(128)]));
-    bench.lost();
-    let mut third = Honest::default().serve();
-    bench.attached(&mut third);
-    let bases: Vec<_> =
-        third.heard().iter().filter(|request| request.code == SET_VRING_BASE).map(|request| request.word(4)).collect();
-    assert_eq!(bases, [5, 0]);
+fn a_queue_goes_on_if_a_backend_may_have_served_it_and_else_begins_at_nought() {
+    for (last, bases) in [(SET_VRING_CALL, [0, 0]), (SET_VRING_KICK, [5, 0]), (SET_VRING_ENABLE, [5, 0])] {
+        let bench = Bench::new();
+        bench.set_used_index(5);
+        let mut first =
+            Honest::default().start(move |request| if request.code == last { Act::Close } else { Act::Answer });
+        bench.attached(&mut first);
+        bench.device.start(activation(&[queue(128), queue(128)]));
+        bench.lost();
+        let mut second = Honest::default().serve();
+        bench.attached(&mut second);
+        let requests = second.heard();
+        let set = requests.iter().filter(|request| request.code == SET_VRING_BASE);
+        assert_eq!(set.map(|request| request.word(4)).collect::<Vec<_>>(), bases, "it ended at request {last}");
+    }
 }

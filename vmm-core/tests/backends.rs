@@ -287,6 +287,21 @@ fn a_pause_does_not_wait_for_a_reset() {
 }
 
 #[test]
+fn a_pause_waits_for_a_backend_that_does_not_stop_no_longer_than_its_deadline() {
+    let mut silent =
+        Honest::default().start(|request| if request.code == GET_VRING_BASE { Act::Silence } else { Act::Answer });
+    let mut other = Honest::default().serve();
+    let mut core = boot(start(), &mut [&mut silent, &mut other]);
+    core.hear("up");
+    silent.until(SET_VRING_ENABLE);
+    core.control.send(&ToCore::Pause).unwrap();
+    silent.until(GET_VRING_BASE);
+    is_served(&core, &other);
+    assert!(lost(&core).starts_with("it did not answer within 8 s"));
+    core.expect("Paused", |message| matches!(message, FromCore::Paused));
+}
+
+#[test]
 fn a_device_is_detached_paused_and_attached_again() {
     let mut first = Honest::tracking().serve();
     let mut core = boot(start(), &mut [&mut first]);

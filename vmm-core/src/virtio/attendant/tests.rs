@@ -576,25 +576,32 @@ fn a_backend_that_does_not_stop_for_a_pause_is_lost_and_does_not_hold_it_up() {
 }
 
 #[test]
-fn half_an_answer_to_any_message_is_none() {
-    for last in 1..=GREETING.len() + 4 + QUEUE.len() {
+fn what_is_no_answer_to_a_message_is_none_and_no_harm() {
+    type Garble = fn(&Request) -> Vec<u8>;
+    let garbled: [Garble; 5] = [
+        |request| fake::message(request, &[0; 8])[..15].to_vec(),
+        |request| fake::message(request, &[])[..12].to_vec(),
+        |request| [&fake::message(request, &[])[..8], &[0xff; 4]].concat(),
+        |_| vec![0xff; 8192],
+        |_| vec![0; 8192],
+    ];
+    for (garble, last) in
+        garbled.into_iter().flat_map(|garble| (1..=GREETING.len() + 4 + QUEUE.len()).map(move |last| (garble, last)))
+    {
         let bench = Bench::new();
         let mut count = 0;
         let mut failing = Honest::tracking().start(move |request| {
             count += 1;
             match count {
                 _ if count < last => Act::Answer,
-                _ if count == last => Act::Send(fake::message(request, &[0; 8])[..15].to_vec(), Vec::new()),
+                _ if count == last => Act::Send(garble(request), Vec::new()),
                 _ => Act::Silence,
             }
         });
         bench.attach(&mut failing);
         bench.device.start(activation(&[queue(128), QueueState::default()]));
-        for _ in 0..last {
-            failing.next("request");
-        }
-        if last == 1 {
-            // The first request asks for no answer: the next one gets this half of one.
+        // The first request asks for no answer: the next one gets what was sent for it.
+        for _ in 0..last.max(2) {
             failing.next("request");
         }
         bench.device.conversation().hang_up_if_overdue(Instant::now() + 2 * PATIENCE);

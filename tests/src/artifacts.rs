@@ -3,12 +3,15 @@
 mod apt;
 mod archive;
 mod emulator;
+mod ext4;
 mod guest;
 mod host;
 mod kernel;
 mod modules;
+mod programs;
 pub mod store;
 
 pub use emulator::{Emulator, emulator};
 pub use guest::{FILES, GuestFiles, guest};
 pub use host::{HostFiles, host};
+pub use programs::{Programs, programs};

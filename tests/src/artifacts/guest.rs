@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::apt::{self, Packages};
 use super::archive::Archive;
 use super::store::{self, Stored};
-use super::{kernel, modules};
+use super::{ext4, kernel, modules};
 use crate::tool;
 
 /// Drivers of the devices that ozone offers or will offer.
@@ -26,9 +26,6 @@ const MODULES: [&str; 9] = [
     "pvpanic_mmio",
     "button",
 ];
-
-/// Fixed, so that the image is the same wherever it is made.
-const DISK_UUID: &str = "6f7a6f6e-6500-4000-8000-000000000001";
 
 /// Paths of the guest's files, on this machine or in the test host.
 #[derive(Clone, Debug)]
@@ -99,6 +96,7 @@ pub fn guest() -> Result<Stored> {
         include_bytes!("guest-init.sh"),
         include_bytes!("root-init.sh"),
         include_bytes!("archive.rs"),
+        include_bytes!("ext4.rs"),
         include_bytes!("modules.rs"),
     ]);
     store::directory("guest", &key, |directory| make(&packages, directory))
@@ -154,22 +152,5 @@ fn root_disk(directory: &Path, busybox: &Path, applets: &[&str]) -> Result<()> {
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\n")?;
     fs::write(root.join("etc/profile"), "PS1='ozone-guest# '\n")?;
-    tool::output(
-        Command::new("mke2fs")
-            .env("PATH", search_path())
-            .env("E2FSPROGS_FAKE_TIME", "1700000000")
-            .args(["-q", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "ozone-root"])
-            .args(["-U", DISK_UUID, "-E"])
-            .arg(format!("hash_seed={DISK_UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"))
-            .arg("-d")
-            .arg(root)
-            .arg(directory.join("root.ext4"))
-            .arg("64M"),
-    )?;
-    Ok(())
-}
-
-/// Ordinary users often lack the directory where Debian keeps `mke2fs`.
-fn search_path() -> String {
-    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+    ext4::make(root, &directory.join("root.ext4"), "ozone-root", "64M")
 }

@@ -4,7 +4,6 @@ pub mod blk;
 pub mod check;
 pub mod cpu;
 pub mod disk;
-pub mod file;
 pub mod frame;
 pub mod frontend;
 pub mod histogram;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use load::partner::Image;
-use load::{blk, check, file, net, stream};
+use load::{blk, check, net, stream};
 
 #[derive(Parser)]
 #[command(name = "load", about = "Drives a vhost-user backend without a guest, or a device from within one.")]
@@ -41,9 +41,7 @@ enum Command {
     Blk(blk::Arguments),
     /// Measures a network interface.
     Net(net::Arguments),
-    /// Measures a file or block device: what runs in a guest.
-    File(file::Arguments),
-    /// Measures TCP between a guest and its host: the guest's side.
+    /// Measures round trips over TCP between a guest and its host: the guest's side.
     Stream(stream::Arguments),
 }
 
@@ -53,7 +51,6 @@ fn main() -> Result<()> {
         Command::Check { image, block, depth } => serde_json::to_string(&check::run(&image, block, depth)?)?,
         Command::Blk(arguments) => serde_json::to_string(&blk::run(&arguments)?)?,
         Command::Net(arguments) => serde_json::to_string(&net::run(&arguments)?)?,
-        Command::File(arguments) => serde_json::to_string(&file::run(&arguments)?)?,
         Command::Stream(arguments) => serde_json::to_string(&stream::run(&arguments)?)?,
     };
     println!("{found}");

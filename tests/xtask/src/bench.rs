@@ -2,6 +2,7 @@
 
 mod compare;
 mod docs;
+mod fio;
 mod first_entry;
 mod footprint;
 mod noise;
@@ -51,7 +52,7 @@ pub struct Arguments {
     /// Put the tables into docs/performance.md.
     #[arg(long)]
     write_docs: bool,
-    /// A folder with executables of partners, used before those of the PATH.
+    /// A folder with executables of partners, used before those of Debian's packages.
     #[arg(long, value_name = "FOLDER")]
     partners: Option<PathBuf>,
     /// Take the reports from this file rather than measuring; with --plot and --write-docs.

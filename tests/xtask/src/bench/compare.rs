@@ -13,7 +13,7 @@ use super::stats::Values;
 pub struct Context {
     /// How many runs count; one more is made first and dropped.
     pub runs: usize,
-    /// A folder with executables of partners, searched before the PATH.
+    /// A folder with executables of partners, searched before Debian's packages.
     pub partners: Option<PathBuf>,
     /// Whether everything is to be measured, however long it takes.
     pub full: bool,

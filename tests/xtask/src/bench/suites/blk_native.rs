@@ -15,7 +15,7 @@ use load::blk::Found;
 use ozone_tests::{build, paths, tool};
 
 use super::{Context, Row};
-use crate::bench::{Contender, Figure};
+use crate::bench::{Contender, Figure, partners};
 
 /// How long one run takes, in milliseconds.
 const MILLISECONDS: u64 = 400;
@@ -164,15 +164,33 @@ impl Drop for Images {
     }
 }
 
+/// The executables beside the product's.
+struct Partners {
+    qemu: Option<PathBuf>,
+    fio: Option<PathBuf>,
+}
+
+impl Partners {
+    fn find(context: &Context) -> Self {
+        let find = |program: &str| {
+            let found = partners::find(program, context.partners.as_deref());
+            if found.is_none() {
+                context.lacks(format!("{program}: there is none"));
+            }
+            found
+        };
+        Self { qemu: find("qemu-storage-daemon"), fio: find("fio") }
+    }
+}
+
 /// The load generator with what it is told of the image.
-fn load(context: &Context, command: &str, by: &str, image: &Path, medium: Medium) -> Command {
+fn load(partners: &Partners, command: &str, by: &str, image: &Path, medium: Medium) -> Command {
     let mut load = Command::new(paths::release().join("load"));
     load.args([command, "--by", by, "--image"]).arg(image);
     if medium == Medium::Disk {
         load.arg("--direct");
     }
-    let own = context.partners.as_ref().map(|folder| folder.join("qemu-storage-daemon"));
-    if let Some(executable) = own.filter(|path| by != "ozone" && path.exists()) {
+    if let Some(executable) = partners.qemu.as_ref().filter(|_| by != "ozone") {
         load.arg("--executable").arg(executable);
     }
     load
@@ -181,31 +199,24 @@ fn load(context: &Context, command: &str, by: &str, image: &Path, medium: Medium
 /// Measures.
 pub fn run(context: &Context) -> Result<Vec<Row>> {
     build::cargo(["build", "--quiet", "--release", "--package", "load"])?;
-    let has_qemu = tool::exists("qemu-storage-daemon") || context.partners.is_some();
-    if !has_qemu {
-        context.lacks("qemu-storage-daemon (Debian's package qemu-system-common)");
-    }
-    let has_fio = tool::exists("fio");
-    if !has_fio {
-        context.lacks("fio (Debian's package fio)");
-    }
+    let partners = Partners::find(context);
     let mut rows = Vec::new();
     for medium in Medium::ALL {
         let images = Images::make(medium)?;
-        let qemu = if has_qemu { medium.qemu(context.full) } else { &[] };
-        rows.extend(check(context, &images, qemu)?);
+        let qemu = if partners.qemu.is_some() { medium.qemu(context.full) } else { &[] };
+        rows.extend(check(&partners, &images, qemu)?);
         for job in jobs(context.full).into_iter().filter(|job| job.medium == medium) {
-            rows.extend(measure(context, &images, job, qemu, has_fio)?);
+            rows.extend(measure(context, &partners, &images, job, qemu)?);
         }
     }
     Ok(rows)
 }
 
 /// The data check. The product's own failure ends the suite: what loses data has no speed.
-fn check(context: &Context, images: &Images, qemu: &[&str]) -> Result<Vec<Row>> {
+fn check(partners: &Partners, images: &Images, qemu: &[&str]) -> Result<Vec<Row>> {
     let path = images.path("check");
     let checked = |by: &str| {
-        let mut command = load(context, "check", by, &path, images.medium);
+        let mut command = load(partners, "check", by, &path, images.medium);
         let bytes: u64 = serde_json::from_str(&tool::output(command.args(["--queues", "4"]))?)?;
         anyhow::ensure!(bytes == CHECKED, "{bytes} bytes were checked instead of {CHECKED}");
         Ok(bytes)
@@ -223,12 +234,18 @@ fn check(context: &Context, images: &Images, qemu: &[&str]) -> Result<Vec<Row>> 
 
 const MIB: f64 = (1 << 20) as f64;
 
-fn measure(context: &Context, images: &Images, job: Job, qemu: &[&'static str], has_fio: bool) -> Result<Vec<Row>> {
+fn measure(
+    context: &Context,
+    partners: &Partners,
+    images: &Images,
+    job: Job,
+    qemu: &[&'static str],
+) -> Result<Vec<Row>> {
     let image = images.of(job.pattern);
     let image = image.as_path();
     let mut contenders = Vec::new();
     for by in std::iter::once("ozone").chain(qemu.iter().copied()) {
-        let mut command = load(context, "blk", by, image, job.medium);
+        let mut command = load(partners, "blk", by, image, job.medium);
         command.args(["--pattern", job.pattern, "--completion", if job.poll { "poll" } else { "call" }]);
         for (option, value) in [("--block", job.block), ("--depth", job.depth), ("--queues", job.queues)] {
             command.args([option, &value.to_string()]);
@@ -239,8 +256,8 @@ fn measure(context: &Context, images: &Images, job: Job, qemu: &[&'static str], 
             Ok(figures(job, &found))
         }));
     }
-    if has_fio && !job.poll {
-        contenders.push(Contender::new(format!("{job}: fio on the file"), move || fio::measure(image, job)));
+    if let Some(program) = partners.fio.as_ref().filter(|_| !job.poll) {
+        contenders.push(Contender::new(format!("{job}: fio on the file"), move || fio::measure(program, image, job)));
     }
     context.compare(contenders)
 }

@@ -1,6 +1,7 @@
 //! Processor time of this process and of others.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -38,9 +39,18 @@ pub fn of(pid: u32) -> Result<Duration> {
     let mut nanoseconds = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
         // A thread that has ended meanwhile has taken its count with it.
-        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += text.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        nanoseconds += of_task(&task?.path().join("schedstat")).unwrap_or_default().as_nanos();
     }
+    Ok(Duration::from_nanos(u64::try_from(nanoseconds)?))
+}
+
+/// Processor time of the thread with this `schedstat`.
+///
+/// # Errors
+/// A thread that is gone.
+pub fn of_task(schedstat: &Path) -> Result<Duration> {
+    let text = fs::read_to_string(schedstat)?;
+    let nanoseconds = text.split(' ').next().unwrap_or_default().parse().context("schedstat")?;
     Ok(Duration::from_nanos(nanoseconds))
 }
 

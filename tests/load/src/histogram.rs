@@ -27,15 +27,6 @@ impl Histogram {
         self.largest = self.largest.max(value);
     }
 
-    /// Adds what another one has counted.
-    pub fn merge(&mut self, other: &Self) {
-        for (count, more) in self.buckets.iter_mut().zip(&other.buckets) {
-            *count += more;
-        }
-        self.total += other.total;
-        self.largest = self.largest.max(other.largest);
-    }
-
     /// How many values there are.
     #[must_use]
     pub fn total(&self) -> u64 {

@@ -13,4 +13,5 @@ pub mod partner;
 pub mod ring;
 pub mod stamp;
 pub mod stream;
+pub mod vhost_net;
 pub mod wire;

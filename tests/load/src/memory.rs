@@ -67,6 +67,18 @@ impl Memory {
         }
     }
 
+    /// The file that the memory is.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// `count` values from byte `at` on; panics if they are not in the memory, or not aligned.
     fn slice<T: Shared>(&self, at: usize, count: usize) -> &[T] {
         let end = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(at));

@@ -17,6 +17,7 @@ use crate::frame::{Frame, HEADER};
 use crate::memory::Memory;
 use crate::partner::{self, Process};
 use crate::ring::{self, Ring, SIZE, WRITE};
+use crate::vhost_net::VhostNet;
 use crate::wire::{self, BATCH, Sender, Wire};
 
 /// Frames under way from the kernel's side: half of what the tap's queue holds (its default length is 500).
@@ -48,6 +49,8 @@ const ROOM: usize = 17 * PAGE;
 pub enum By {
     /// `ozone-net`, under its filters.
     Ozone,
+    /// The kernel's vhost-net.
+    VhostNet,
     /// Nobody: reads and writes on the tap itself, which is the limit.
     Raw,
 }
@@ -110,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<Found> {
     match (arguments.by, arguments.way) {
         (By::Raw, Way::Transmit) => raw_transmit(&wire, frame, time),
         (By::Raw, Way::Receive) => raw_receive(&wire, frame, time),
-        (By::Ozone, way) => {
+        (By::Ozone | By::VhostNet, way) => {
             let memory = Memory::new(2 * ring::BYTES + usize::from(SIZE) * ROOM)?;
             let mut driver = Driver::connect(arguments, &memory, &wire, frame)?;
             if way == Way::Transmit { driver.transmit(&wire, time) } else { driver.receive(&wire, time) }
@@ -125,20 +128,40 @@ struct Driver<'m> {
     /// To the driver, and from it.
     rings: [Ring<'m>; 2],
     backend: Process,
-    _frontend: Frontend,
+    _frontend: Option<Frontend>,
 }
 
 impl<'m> Driver<'m> {
     fn connect(arguments: &Arguments, memory: &'m Memory, wire: &Wire, frame: Frame) -> Result<Self> {
+        let mut rings = [Ring::new(memory, 0)?, Ring::new(memory, 1)?];
+        let (backend, frontend) = match arguments.by {
+            By::VhostNet => {
+                let device = VhostNet::start(memory, &mut rings, wire, frame.is_large())?;
+                (Process::Kernel(device), None)
+            }
+            _ => {
+                let (backend, frontend) = Self::vhost_user(arguments, memory, &mut rings, wire, frame)?;
+                (backend, Some(frontend))
+            }
+        };
+        rings.iter().for_each(Ring::quiet);
+        Ok(Self { memory, frame, rings, backend, _frontend: frontend })
+    }
+
+    fn vhost_user(
+        arguments: &Arguments,
+        memory: &Memory,
+        rings: &mut [Ring<'_>],
+        wire: &Wire,
+        frame: Frame,
+    ) -> Result<(Process, Frontend)> {
         let taps = vec![wire.tap.try_clone()?.into()];
         let spec = DeviceSpec::Net(NetSpec { taps, mac: [0x52, 0x54, 0, 1, 2, 3], mtu: 1500 });
         let (backend, socket) = partner::ozone(arguments.executable.as_deref(), "ozone-net", spec)?;
-        let mut rings = [Ring::new(memory, 0)?, Ring::new(memory, 1)?];
         let wanted = if frame.is_large() { PLAIN | LARGE } else { PLAIN };
-        let (frontend, features) = crate::frontend::connect(socket, memory, &mut rings, wanted)?;
+        let (frontend, features) = crate::frontend::connect(socket, memory, rings, wanted)?;
         ensure!(features & wanted == wanted, "the backend does not offer {:#x}", wanted & !features);
-        rings.iter().for_each(Ring::quiet);
-        Ok(Self { memory, frame, rings, backend, _frontend: frontend })
+        Ok((backend, frontend))
     }
 
     fn place(head: u16) -> usize {
@@ -161,7 +184,7 @@ impl<'m> Driver<'m> {
             self.check_transmit(wire)?;
         }
         let before = wire.counters()?;
-        let (own, theirs) = (cpu::own()?, self.backend.cpu()?);
+        let before_cpu = self.backend.both()?;
         let kicks = self.rings[1].kicks;
         let start = Instant::now();
         (0..SIZE).for_each(|head| self.rings[1].offer(head));
@@ -185,7 +208,7 @@ impl<'m> Driver<'m> {
             ensure!(now - last < PATIENCE, "no frame was taken for {PATIENCE:?}");
         }
         let seconds = (last - start).as_secs_f64();
-        let after = wire.counters()?;
+        let (after, after_cpu) = (wire.counters()?, self.backend.both()?);
         let frames = after.received - before.received;
         let bytes = after.received_bytes - before.received_bytes;
         ensure!(bytes == frames * self.frame.length as u64, "{bytes} bytes in {frames} frames");
@@ -193,8 +216,8 @@ impl<'m> Driver<'m> {
             frames,
             seconds,
             lost: sent - frames,
-            driver_cpu: u64::try_from((cpu::own()? - own).as_nanos())?,
-            backend_cpu: u64::try_from((self.backend.cpu()? - theirs).as_nanos())?,
+            driver_cpu: u64::try_from((after_cpu.0 - before_cpu.0).as_nanos())?,
+            backend_cpu: u64::try_from((after_cpu.1 - before_cpu.1).as_nanos())?,
             kicks: self.rings[1].kicks - kicks,
         })
     }
@@ -235,7 +258,7 @@ impl<'m> Driver<'m> {
             self.exchange(&mut sender, &mut arrived, true, CHECKED)?;
         }
         let before = arrived;
-        let (own, theirs) = (cpu::own()?, self.backend.cpu()?);
+        let before_cpu = self.backend.both()?;
         let kicks = self.rings[0].kicks;
         let start = Instant::now();
         let mut last = start;
@@ -248,12 +271,13 @@ impl<'m> Driver<'m> {
             }
             ensure!(now - last < PATIENCE, "no frame came for {PATIENCE:?}");
         }
+        let after_cpu = self.backend.both()?;
         Ok(Found {
             frames: arrived.frames - before.frames,
             seconds: (last - start).as_secs_f64(),
             lost: arrived.lost - before.lost,
-            driver_cpu: u64::try_from((cpu::own()? - own).as_nanos())?,
-            backend_cpu: u64::try_from((self.backend.cpu()? - theirs).as_nanos())?,
+            driver_cpu: u64::try_from((after_cpu.0 - before_cpu.0).as_nanos())?,
+            backend_cpu: u64::try_from((after_cpu.1 - before_cpu.1).as_nanos())?,
             kicks: self.rings[0].kicks - kicks,
         })
     }

@@ -14,6 +14,7 @@ use protocol::{BlkSpec, DeviceSpec, FromBackend};
 use virtio_backend::testing::Backend;
 
 use crate::cpu;
+use crate::vhost_net::VhostNet;
 
 /// Who serves the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +35,8 @@ pub enum Process {
     Ozone(Backend),
     /// Another program.
     Other(Other),
+    /// A thread of the kernel.
+    Kernel(VhostNet),
 }
 
 /// A child that is killed and waited for.
@@ -47,21 +50,26 @@ impl Drop for Other {
 }
 
 impl Process {
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        match self {
-            Self::Ozone(backend) => backend.pid(),
-            Self::Other(other) => other.0.id(),
-        }
-    }
-
     /// Processor time that it has used.
     ///
     /// # Errors
     /// It has ended.
     pub fn cpu(&self) -> Result<Duration> {
-        cpu::of(self.pid())
+        match self {
+            Self::Ozone(backend) => cpu::of(backend.pid()),
+            Self::Other(other) => cpu::of(other.0.id()),
+            Self::Kernel(device) => device.cpu(),
+        }
+    }
+
+    /// Processor time of the driver, which is this process, and of the backend.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn both(&self) -> Result<(Duration, Duration)> {
+        let (own, theirs) = (cpu::own()?, self.cpu()?);
+        let is_ours = matches!(self, Self::Kernel(device) if device.is_ours);
+        Ok((if is_ours { own.saturating_sub(theirs) } else { own }, theirs))
     }
 }
 

@@ -8,8 +8,11 @@ mod launch;
 mod memory;
 mod net_native;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use ozone_tests::host::{Clock, DEFAULT_MEMORY, Put};
+use ozone_tests::{build, vm};
 
 use super::{Context, Row, partners};
 
@@ -43,6 +46,19 @@ pub struct Suite {
 
 fn nothing() -> Result<Vec<Put>> {
     Ok(Vec::new())
+}
+
+/// The load generator for the test host.
+fn load() -> Result<Vec<Put>> {
+    Ok(vec![Put::executable(load_program()?)])
+}
+
+/// The load generator, which is built here and put into the test host.
+fn load_program() -> Result<PathBuf> {
+    if std::env::var_os(agent::layout::IN_HOST).is_none() {
+        build::cargo(["build", "--quiet", "--release", "--package", "load"])?;
+    }
+    Ok(vm::executable("load"))
 }
 
 /// Every suite there is.
@@ -91,9 +107,16 @@ pub const SUITES: &[Suite] = &[
     },
     Suite {
         name: "net-native",
-        about: "the network interface's backend alone, beside reads and writes on the tap",
+        about: "the network interface's backend alone, beside vhost-net and reads and writes on the tap",
         place: Place::Here,
         puts: nothing,
+        run: net_native::run,
+    },
+    Suite {
+        name: "net-native-host",
+        about: "the same in the test host, which has the kernel's vhost-net",
+        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        puts: load,
         run: net_native::run,
     },
     Suite {

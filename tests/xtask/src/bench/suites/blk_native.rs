@@ -12,7 +12,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use load::blk::Found;
-use ozone_tests::{build, paths, tool};
+use ozone_tests::{paths, tool};
 
 use super::{Context, Row};
 use crate::bench::{Contender, Figure, partners};
@@ -166,12 +166,13 @@ impl Drop for Images {
 
 /// The executables beside the product's.
 struct Partners {
+    load: PathBuf,
     qemu: Option<PathBuf>,
     fio: Option<PathBuf>,
 }
 
 impl Partners {
-    fn find(context: &Context) -> Self {
+    fn find(context: &Context) -> Result<Self> {
         let find = |program: &str| {
             let found = partners::find(program, context.partners.as_deref());
             if found.is_none() {
@@ -179,13 +180,13 @@ impl Partners {
             }
             found
         };
-        Self { qemu: find("qemu-storage-daemon"), fio: find("fio") }
+        Ok(Self { load: super::load_program()?, qemu: find("qemu-storage-daemon"), fio: find("fio") })
     }
 }
 
 /// The load generator with what it is told of the image.
 fn load(partners: &Partners, command: &str, by: &str, image: &Path, medium: Medium) -> Command {
-    let mut load = Command::new(paths::release().join("load"));
+    let mut load = Command::new(&partners.load);
     load.args([command, "--by", by, "--image"]).arg(image);
     if medium == Medium::Disk {
         load.arg("--direct");
@@ -198,8 +199,7 @@ fn load(partners: &Partners, command: &str, by: &str, image: &Path, medium: Medi
 
 /// Measures.
 pub fn run(context: &Context) -> Result<Vec<Row>> {
-    build::cargo(["build", "--quiet", "--release", "--package", "load"])?;
-    let partners = Partners::find(context);
+    let partners = Partners::find(context)?;
     let mut rows = Vec::new();
     for medium in Medium::ALL {
         let images = Images::make(medium)?;

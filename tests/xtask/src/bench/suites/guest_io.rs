@@ -16,8 +16,8 @@ use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, unshare};
 use ozone_tests::artifacts::GuestFiles;
 use ozone_tests::host::Put;
+use ozone_tests::tool;
 use ozone_tests::vm::{self, Vm};
-use ozone_tests::{build, paths, tool};
 use serde::Deserialize;
 
 use super::{Context, Row};
@@ -45,9 +45,8 @@ const MOUNT: &str = "mount -t ext4 -o ro /dev/vdb /root && mount -t devtmpfs dev
 
 /// What the suite needs in the test host: QEMU, fio and iperf3, and the load program.
 pub fn puts() -> Result<Vec<Put>> {
-    build::cargo(["build", "--quiet", "--release", "--package", "load"])?;
     let mut puts = partners::puts(&["qemu-system-x86_64", "iperf3"])?;
-    puts.push(Put::executable(paths::release().join("load")));
+    puts.extend(super::load()?);
     puts.extend(partners::unpacked().map(|it| Put { from: it.guest_disk(), to: PROGRAMS.to_owned() }));
     Ok(puts)
 }

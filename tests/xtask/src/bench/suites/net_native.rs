@@ -1,12 +1,13 @@
 //! The network interface's backend alone, between a driver without a guest and a tap in a network namespace of the
-//! bench's own: beside reads and writes on the tap, which are the limit.
+//! bench's own: beside the kernel's vhost-net where there is one, and beside reads and writes on the tap, which are the
+//! limit.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use load::net::Found;
-use ozone_tests::{build, paths, tool};
+use ozone_tests::tool;
 
 use super::{Context, Row};
 use crate::bench::{Contender, Figure};
@@ -19,24 +20,27 @@ const FRAMES: [(usize, &str); 3] = [(64, "64 B"), (1514, "1514 B"), (65_214, "64
 
 /// Measures.
 pub fn run(context: &Context) -> Result<Vec<Row>> {
-    build::cargo(["build", "--quiet", "--release", "--package", "load"])?;
-    if Path::new("/dev/vhost-net").exists() {
-        context.lacks("the kernel's vhost-net: the load generator does not drive it yet");
-    } else {
-        context.lacks("the kernel's vhost-net: this machine has no /dev/vhost-net");
+    let load = super::load_program()?;
+    let has_vhost = Path::new("/dev/vhost-net").exists();
+    if !has_vhost {
+        context.lacks("the kernel's vhost-net: there is no /dev/vhost-net here; the suite net-native-host has it");
     }
     let mut rows = Vec::new();
     for (way, words) in [("transmit", "from the driver"), ("receive", "to the driver")] {
         for (bytes, size) in FRAMES {
             let contender = |by: &'static str, name: &str| {
-                let mut command = Command::new(paths::release().join("load"));
+                let mut command = Command::new(&load);
                 command.args(["net", "--by", by, "--way", way, "--bytes", &bytes.to_string()]);
                 command.args(["--milliseconds", &MILLISECONDS.to_string()]);
                 Contender::new(format!("{words}, {size}: {name}"), move || {
                     figures(bytes, &serde_json::from_str(&tool::output(&mut command)?)?)
                 })
             };
-            rows.extend(context.compare(vec![contender("ozone", "ozone"), contender("raw", "the tap itself")])?);
+            let mut contenders = vec![contender("ozone", "ozone"), contender("raw", "the tap itself")];
+            if has_vhost {
+                contenders.insert(1, contender("vhost-net", "vhost-net"));
+            }
+            rows.extend(context.compare(contenders)?);
         }
     }
     Ok(rows)

@@ -191,6 +191,8 @@ impl Guest {
 
 /// A running `ozone`, killed on drop.
 pub struct Vm {
+    /// What failures call it.
+    name: String,
     child: Child,
     started: Instant,
     stdin: Option<ChildStdin>,
@@ -214,12 +216,13 @@ impl Vm {
 
     /// Starts any program that behaves as `ozone run` does; its stdio must be pipes.
     pub fn spawn(command: &mut Command) -> Result<Self> {
+        let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let started = Instant::now();
         let mut child = child::spawn(command, Vec::new())?;
         let stdin = child.stdin.take();
         let console = Stream::new(child.stdout.take().context("no pipe")?);
         let errors = Stream::new(child.stderr.take().context("no pipe")?);
-        Ok(Self { child, started, stdin, console, errors, commands: 0 })
+        Ok(Self { name, child, started, stdin, console, errors, commands: 0 })
     }
 
     /// The id of the `ozone` process.
@@ -238,7 +241,7 @@ impl Vm {
     pub fn expect(&mut self, text: &str, deadline: Duration) -> Result<String> {
         self.console.expect(text, deadline).map_err(|error| {
             let errors = self.errors.text();
-            anyhow::anyhow!("console: {error:#}\n--- ozone's standard error:\n{}", end_of(&errors))
+            anyhow::anyhow!("console: {error:#}\n--- standard error of {}:\n{}", self.name, end_of(&errors))
         })
     }
 
@@ -284,7 +287,8 @@ impl Vm {
         let ready = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).context("poll")?;
         if ready == 0 {
             bail!(
-                "ozone did not end within {deadline:?}\n--- console:\n{}\n--- standard error:\n{}",
+                "{} did not end within {deadline:?}\n--- console:\n{}\n--- standard error:\n{}",
+                self.name,
                 end_of(&self.console.text()),
                 end_of(&self.errors.text())
             );
@@ -297,7 +301,8 @@ impl Vm {
         let status = self.wait(deadline)?;
         ensure!(
             status.code() == Some(code),
-            "ozone ended with {} instead of exit code {code}\n--- console:\n{}\n--- standard error:\n{}",
+            "{} ended with {} instead of exit code {code}\n--- console:\n{}\n--- standard error:\n{}",
+            self.name,
             status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}")),
             end_of(&self.console.text()),
             end_of(&self.errors.text())

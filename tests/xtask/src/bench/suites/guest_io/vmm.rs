@@ -46,7 +46,7 @@ impl Vmm {
     fn qemu(self, program: &Path, files: &GuestFiles, disks: &Disks) -> Command {
         let mut command = Command::new(program);
         let (machine, kind) = match self {
-            Self::Microvm => ("microvm,rtc=on", "device"),
+            Self::Microvm => ("microvm", "device"),
             _ => ("q35", "pci"),
         };
         command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults", "-no-user-config"]);

@@ -54,7 +54,7 @@ fn parse(smaps: &str) -> Footprint {
     footprint
 }
 
-/// MemAvailable of the host once it has come to rest: ended processes give their memory back bit by bit.
+/// MemAvailable of the host in KiB, once it has come to rest: ended processes give their memory back bit by bit.
 pub fn settled() -> Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     let mut last = available()?;
@@ -68,8 +68,8 @@ pub fn settled() -> Result<u64> {
     Ok(last)
 }
 
-/// MemAvailable of the host, its per-processor counters folded in first.
-fn available() -> Result<u64> {
+/// MemAvailable of the host in KiB, its per-processor counters folded in first.
+pub fn available() -> Result<u64> {
     // Only root may, and the counters are then off by some pages.
     let _ = fs::read("/proc/sys/vm/stat_refresh");
     let text = fs::read_to_string("/proc/meminfo")?;

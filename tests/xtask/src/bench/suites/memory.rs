@@ -13,29 +13,48 @@ use tempfile::NamedTempFile;
 use crate::bench::footprint::{self, Footprint};
 use crate::bench::{Contender, Context, Figure, Row};
 
-/// The machines that are looked at; Linux guests fill the host sooner.
-const TINY: [usize; 4] = [1, 2, 10, 50];
-const LINUX: [usize; 3] = [1, 2, 10];
+/// The machines that are looked at. A Linux guest takes seconds to boot, so there are few of them unless everything is to be
+/// measured.
+const STOPS: [usize; 4] = [1, 2, 10, 50];
+const FEW: [usize; 3] = [1, 2, 10];
+
+/// The guests' memory in MiB.
+const TINY: u64 = 64;
+const LINUX: u64 = 128;
+
+/// What the host needs beside the guest's memory to start one more, in MiB.
+const SPARE: u64 = 256;
+
+/// Machines of one kind.
+struct Kind<'a> {
+    name: &'static str,
+    stops: &'static [usize],
+    /// Memory of each guest in MiB.
+    memory: u64,
+    start: &'a dyn Fn() -> Result<Vm>,
+}
 
 /// Measures.
 pub fn run(context: &Context) -> Result<Vec<Row>> {
     let mut kernel = NamedTempFile::new()?;
     std::io::Write::write_all(&mut kernel, &Code::default().print("ready\n").halt().elf())?;
     let tiny = || {
-        let words = ["run", "--memory", "64M", "--kernel"].map(Into::into);
+        let words = ["run", "--memory", &format!("{TINY}M"), "--kernel"].map(Into::into);
         let mut vm = Vm::start(words.into_iter().chain([kernel.path().as_os_str().to_owned()]))?;
         vm.expect("ready\n", BOOT)?;
         Ok(vm)
     };
-    let guest = Guest::new()?.option("--memory", "128M");
+    let guest = Guest::new()?.option("--memory", format!("{LINUX}M"));
     let disk = guest.root_disk()?;
     // Read-only, so that all of them can have it.
     let disk_option = format!("path={},readonly", disk.display());
     let linux = || guest.clone().option("--disk", &disk_option).boot();
-    let mut rows = context.compare(vec![
-        Contender::new("halted guest", || series(&TINY, &tiny)),
-        Contender::new("Linux guest", || series(&LINUX, &linux)),
-    ])?;
+    let kinds = [
+        Kind { name: "halted guest", stops: &STOPS, memory: TINY, start: &tiny },
+        Kind { name: "Linux guest", stops: if context.full { &STOPS } else { &FEW }, memory: LINUX, start: &linux },
+    ];
+    let contenders = kinds.iter().map(|kind| Contender::new(kind.name, || series(context, kind)));
+    let mut rows = context.compare(contenders.collect())?;
     for row in &mut rows {
         if let Some((which, metric)) = row.metric.split_once(": ") {
             row.name = format!("{}, {which}", row.name);
@@ -45,14 +64,19 @@ pub fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Starts machines until there are as many as the last of `stops`, and looks around at each of them.
-fn series(stops: &[usize], start: &dyn Fn() -> Result<Vm>) -> Result<Vec<Figure>> {
+/// Starts machines until there are as many as the last of the stops, and looks around at each of them. It ends sooner where
+/// the host has no memory for more.
+fn series(context: &Context, kind: &Kind) -> Result<Vec<Figure>> {
     let mut before = (0, footprint::settled()? as f64);
     let mut machines = Vec::new();
     let mut figures = Vec::new();
-    for stop in stops {
+    'stops: for stop in kind.stops {
         while machines.len() < *stop {
-            machines.push(start().with_context(|| format!("machine {}", machines.len() + 1))?);
+            if footprint::available()? < (kind.memory + SPARE) << 10 {
+                context.lacks(format!("{} number {stop}: the host's memory is used up before", kind.name));
+                break 'stops;
+            }
+            machines.push((kind.start)().with_context(|| format!("machine {}", machines.len() + 1))?);
         }
         let mut guest = 0;
         for machine in &machines {
@@ -65,10 +89,7 @@ fn series(stops: &[usize], start: &dyn Fn() -> Result<Vm>) -> Result<Vec<Figure>
         let each = (before.1 - now.1) / (now.0 - before.0) as f64;
         let which = if now.0 - before.0 == 1 { "number".to_owned() } else { format!("{} to", before.0 + 1) };
         before = now;
-        // The first one finds what the kernel has kept of machines before it, and seems to cost less than nothing.
-        if machines.len() > 1 {
-            figures.push(Figure::new(format!("{which} {stop}: all of it, as the host sees it"), "KiB each", each));
-        }
+        figures.push(Figure::new(format!("{which} {stop}: all of it, as the host sees it"), "KiB each", each));
         let newest = machines.last().context("no machine")?;
         let mut total = 0;
         for pid in process_table::descendants(newest.pid())? {

@@ -5,6 +5,7 @@ mod docs;
 mod fio;
 mod first_entry;
 mod footprint;
+mod nested;
 mod noise;
 mod partners;
 mod plot;
@@ -16,19 +17,14 @@ mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use agent::wire;
-use anyhow::{Context as _, Result, bail, ensure};
-use ozone_tests::host::{self, Clock, Parcel, Put, Stdin, TestHost};
-use ozone_tests::{artifacts, build, paths, progress};
+use anyhow::{Context as _, Result, ensure};
+use ozone_tests::{build, paths};
 
 pub use compare::{Contender, Context};
-use noise::{Mark, Noise};
 pub use row::{Figure, Report, Row};
 use suites::{Place, SUITES, Suite};
 
-use crate::host::show;
 use crate::prerequisites;
 
 /// Options of `cargo xtask bench`.
@@ -75,16 +71,10 @@ pub struct HereArguments {
     partners: Option<PathBuf>,
     #[arg(long)]
     full: bool,
+    /// The one contender to measure.
+    #[arg(long)]
+    only: Option<String>,
 }
-
-/// The report's place in the test host.
-const REPORT: &str = "/run/bench.json";
-
-/// Where partners' executables are put in the test host.
-const PARTNERS: &str = "/partners";
-
-/// The longest that a suite takes in the test host.
-const DEADLINE: Duration = Duration::from_secs(3600);
 
 /// Runs the suites, one after the other.
 pub fn run(arguments: &Arguments) -> Result<u8> {
@@ -106,8 +96,9 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     for suite in suites {
         eprintln!("… {}: {}", suite.name, suite.about);
         let report = match suite.place {
-            Place::Here => measure(suite, arguments.runs, arguments.partners.clone(), arguments.full)?,
-            Place::TestHost { memory, clock } => in_test_host(suite, memory, clock, arguments)?,
+            Place::Here => measure(suite, Context::new(arguments.runs, arguments.partners.clone(), arguments.full))?,
+            Place::TestHost { memory } => nested::together(suite, memory, arguments)?,
+            Place::Counted { memory, contenders } => nested::apart(suite, memory, &contenders()?, arguments)?,
         };
         println!("{}\n\n{}", report.place, table::markdown(&report));
         reports.push(report);
@@ -122,7 +113,9 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 
 /// Runs one suite in the test host.
 pub fn here(arguments: &HereArguments) -> Result<u8> {
-    let report = measure(find(&arguments.suite)?, arguments.runs, arguments.partners.clone(), arguments.full)?;
+    let mut context = Context::new(arguments.runs, arguments.partners.clone(), arguments.full);
+    context.only.clone_from(&arguments.only);
+    let report = measure(find(&arguments.suite)?, context)?;
     write(&arguments.json, &report)?;
     Ok(0)
 }
@@ -132,8 +125,7 @@ fn find(name: &str) -> Result<&'static Suite> {
     SUITES.iter().find(|suite| suite.name == name).with_context(|| format!("no suite '{name}'; there are {}", names()))
 }
 
-fn measure(suite: &Suite, runs: usize, partners: Option<PathBuf>, full: bool) -> Result<Report> {
-    let context = Context::new(runs, partners, full);
+fn measure(suite: &Suite, context: Context) -> Result<Report> {
     let rows = (suite.run)(&context).with_context(|| format!("suite {}", suite.name))?;
     Ok(Report { suite: suite.name.to_owned(), place: place()?, rows, missing: context.into_missing() })
 }
@@ -143,54 +135,6 @@ fn place() -> Result<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let host = if std::env::var_os(agent::layout::IN_HOST).is_some() { "the test host (emulated), " } else { "" };
     Ok(format!("{host}Linux {}, {} processors", kernel.trim(), noise::processors()))
-}
-
-fn in_test_host(suite: &Suite, memory: u64, clock: Clock, arguments: &Arguments) -> Result<Report> {
-    drop(artifacts::guest()?);
-    let mut puts: Vec<_> = build::product()?.into_iter().chain([build::xtask()?]).map(Put::executable).collect();
-    puts.extend((suite.puts)()?);
-    let mut argv: Vec<_> = [&host::executable("xtask"), "bench-here", suite.name, "--json", REPORT, "--runs"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain([arguments.runs.to_string()])
-        .collect();
-    if arguments.full {
-        argv.push("--full".to_owned());
-    }
-    if let Some(folder) = &arguments.partners {
-        puts.extend(folder_puts(folder)?);
-        argv.extend(["--partners".to_owned(), PARTNERS.to_owned()]);
-    }
-    let snapshot = host::snapshot_of(memory, clock)?;
-    let parcel = Parcel::pack(&puts)?;
-    let mut host = progress::step("resume the test host", || TestHost::resume(&snapshot, &parcel))?;
-    let command = wire::Command { argv, env: host::environment(), terminal: None };
-    let (mark, mut noise) = (Mark::now()?, Noise::default());
-    let exit = host.run(command, Stdin::Empty, Some(DEADLINE), &mut show)?;
-    if exit != wire::Exit::Code(0) {
-        bail!("the suite {} ended with {}", suite.name, exit.shell_code());
-    }
-    let mut report: Report = serde_json::from_slice(&host.fetch(REPORT)?)?;
-    // The test host does not see what else this machine does. Where it counts instructions, it does not matter either.
-    noise.add(&mark)?;
-    if let (Clock::Wall, Some(note)) = (clock, noise.note()) {
-        for row in &mut report.rows {
-            row.note.get_or_insert_with(|| note.clone());
-        }
-    }
-    Ok(report)
-}
-
-fn folder_puts(folder: &Path) -> Result<Vec<Put>> {
-    let mut puts = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
-        let from = entry?.path();
-        if from.is_file() {
-            let name = from.file_name().unwrap_or_default().to_string_lossy();
-            puts.push(Put { to: format!("{PARTNERS}/{name}"), from });
-        }
-    }
-    Ok(puts)
 }
 
 fn write(path: &Path, report: &impl serde::Serialize) -> Result<()> {

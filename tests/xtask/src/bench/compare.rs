@@ -17,6 +17,8 @@ pub struct Context {
     pub partners: Option<PathBuf>,
     /// Whether everything is to be measured, however long it takes.
     pub full: bool,
+    /// The only contender that is to be measured.
+    pub only: Option<String>,
     /// Partners that were not there, in words.
     missing: RefCell<Vec<String>>,
 }
@@ -37,7 +39,7 @@ impl<'a> Contender<'a> {
 impl Context {
     /// A context for `runs` runs.
     pub fn new(runs: usize, partners: Option<PathBuf>, full: bool) -> Self {
-        Self { runs, partners, full, missing: RefCell::default() }
+        Self { runs, partners, full, only: None, missing: RefCell::default() }
     }
 
     /// Notes that a partner is not there; the suite goes on without it.
@@ -60,8 +62,9 @@ impl Context {
     /// # Errors
     /// Only when /proc cannot be read.
     pub fn compare(&self, contenders: Vec<Contender<'_>>) -> Result<Vec<Row>> {
-        let mut entries: Vec<_> =
-            contenders.into_iter().map(|it| (it, Values::default(), Noise::default(), true)).collect();
+        let wanted = |it: &Contender<'_>| self.only.as_ref().is_none_or(|only| *only == it.name);
+        let contenders = contenders.into_iter().filter(wanted);
+        let mut entries: Vec<_> = contenders.map(|it| (it, Values::default(), Noise::default(), true)).collect();
         for run in 0..=self.runs {
             for (contender, values, noise, works) in entries.iter_mut().filter(|(.., works)| *works) {
                 let mark = Mark::now()?;

@@ -55,3 +55,15 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
 }
+
+impl Report {
+    /// Adds what another report of the same suite has.
+    pub fn add(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        for missing in other.missing {
+            if !self.missing.contains(&missing) {
+                self.missing.push(missing);
+            }
+        }
+    }
+}

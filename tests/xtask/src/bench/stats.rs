@@ -32,6 +32,24 @@ impl Values {
     }
 }
 
+/// One row for all rows of the same thing and metric, each of which is one run.
+pub fn merge(rows: Vec<Row>) -> Vec<Row> {
+    let mut merged: Vec<(Row, Vec<f64>)> = Vec::new();
+    for row in rows {
+        let same = |known: &Row| (&known.name, &known.metric, &known.unit) == (&row.name, &row.metric, &row.unit);
+        match merged.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, values)) => values.push(row.median),
+            None => merged.push((row.clone(), vec![row.median])),
+        }
+    }
+    let row = |(row, mut values): (Row, Vec<f64>)| {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        Some(Row { median: median(&values), min, max, n: values.len(), ..row })
+    };
+    merged.into_iter().filter_map(row).collect()
+}
+
 /// The middle of sorted values; of an even number of them the mean of the middle two.
 fn median(sorted: &[f64]) -> f64 {
     let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
@@ -54,5 +72,22 @@ mod tests {
         let Row { median, min, max, n, .. } = &rows[0];
         assert_eq!((*median, *min, *max, *n), (4.0, 1.0, 9.0, 4));
         assert_eq!(rows[1].note.as_deref(), Some("busy"));
+    }
+
+    #[test]
+    fn runs_that_were_made_apart_become_one_row() {
+        let row = |name: &str, median: f64| Row {
+            name: name.into(),
+            metric: "to init".into(),
+            unit: "ms".into(),
+            median,
+            min: median,
+            max: median,
+            n: 1,
+            note: None,
+        };
+        let rows = merge(vec![row("a", 3.0), row("b", 7.0), row("a", 1.0), row("a", 2.0)]);
+        let found: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.median, row.min, row.max, row.n)).collect();
+        assert_eq!(found, [("a", 2.0, 1.0, 3.0, 3), ("b", 7.0, 7.0, 7.0, 1)]);
     }
 }

@@ -11,13 +11,13 @@ mod net_native;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use ozone_tests::host::{Clock, DEFAULT_MEMORY, Put};
+use ozone_tests::host::{DEFAULT_MEMORY, Put};
 use ozone_tests::{build, vm};
 
 use super::{Context, Row, partners};
 
 /// Where a suite runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Place {
     /// On this machine: what needs no guest, or one of a few instructions.
     Here,
@@ -25,8 +25,13 @@ pub enum Place {
     TestHost {
         /// The host's memory in bytes.
         memory: u64,
-        /// What makes its time pass.
-        clock: Clock,
+    },
+    /// In test hosts whose time is the number of executed instructions, one for each contender and run.
+    Counted {
+        /// Each host's memory in bytes.
+        memory: u64,
+        /// The contenders' names.
+        contenders: fn() -> Result<Vec<String>>,
     },
 }
 
@@ -80,21 +85,21 @@ pub const SUITES: &[Suite] = &[
     Suite {
         name: "boot",
         about: "a Linux guest from the exec of its VMM to its init and its end, beside QEMU",
-        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        place: Place::TestHost { memory: DEFAULT_MEMORY },
         puts: partners::qemu,
         run: boot::run,
     },
     Suite {
         name: "boot-counted",
         about: "the same, where every executed instruction of host and guest is a nanosecond",
-        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Instructions },
+        place: Place::Counted { memory: DEFAULT_MEMORY, contenders: boot::contenders },
         puts: partners::qemu,
         run: boot::run,
     },
     Suite {
         name: "memory",
         about: "what the Nth machine costs, per process and to the host",
-        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        place: Place::TestHost { memory: DEFAULT_MEMORY },
         puts: nothing,
         run: memory::run,
     },
@@ -115,14 +120,14 @@ pub const SUITES: &[Suite] = &[
     Suite {
         name: "net-native-host",
         about: "the same in the test host, which has the kernel's vhost-net",
-        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        place: Place::TestHost { memory: DEFAULT_MEMORY },
         puts: load,
         run: net_native::run,
     },
     Suite {
         name: "guest-io",
         about: "disk and network as a guest's programs see them, beside QEMU",
-        place: Place::TestHost { memory: DEFAULT_MEMORY, clock: Clock::Wall },
+        place: Place::TestHost { memory: DEFAULT_MEMORY },
         puts: guest_io::puts,
         run: guest_io::run,
     },

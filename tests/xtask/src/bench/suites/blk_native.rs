@@ -12,7 +12,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use load::blk::Found;
-use ozone_tests::{paths, tool};
+use ozone_tests::{paths, progress, tool};
 
 use super::{Context, Row};
 use crate::bench::{Contender, Figure, partners};
@@ -259,7 +259,7 @@ fn measure(
     if let Some(program) = partners.fio.as_ref().filter(|_| !job.poll) {
         contenders.push(Contender::new(format!("{job}: fio on the file"), move || fio::measure(program, image, job)));
     }
-    context.compare(contenders)
+    progress::step(&job.to_string(), || context.compare(contenders))
 }
 
 fn figures(job: Job, found: &Found) -> Vec<Figure> {

@@ -34,10 +34,23 @@ struct Vmm<'a> {
     command: Vec<&'a str>,
 }
 
+/// What a kernel is loaded from.
+const FORMS: [&str; 2] = ["bzImage", "ELF"];
+
+/// The names of all that is measured.
+pub fn contenders() -> Result<Vec<String>> {
+    let names = |vmm: Vmm<'_>| FORMS.map(|form| name(&vmm, form));
+    Ok(vmms(VMMS)?.into_iter().flat_map(names).collect())
+}
+
+fn name(vmm: &Vmm<'_>, form: &str) -> String {
+    format!("{}, {form}", vmm.name)
+}
+
 /// Measures.
 pub fn run(context: &Context) -> Result<Vec<Row>> {
     let files = GuestFiles::here()?;
-    let kernels = [("bzImage", files.bzimage_6_1()), ("ELF", files.vmlinux_6_1())];
+    let kernels = FORMS.into_iter().zip([files.bzimage_6_1(), files.vmlinux_6_1()]).collect::<Vec<_>>();
     let entry = FirstEntry::new().map_err(|error| context.lacks(format!("first guest instruction: {error:#}"))).ok();
     let mut contenders = Vec::new();
     for vmm in vmms(VMMS)? {
@@ -51,7 +64,7 @@ pub fn run(context: &Context) -> Result<Vec<Row>> {
                 vmm.command.iter().skip(1).map(|word| fill(word, kernel, &files.initramfs_6_1())).collect();
             let (program, init, entry) = (program.clone(), vmm.init.to_owned(), entry.as_ref());
             let measure = move || boot(Command::new(&program).args(&arguments), &init, entry);
-            contenders.push(Contender::new(format!("{}, {form}", vmm.name), measure));
+            contenders.push(Contender::new(name(&vmm, form), measure));
         }
     }
     context.compare(contenders)

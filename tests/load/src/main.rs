@@ -9,7 +9,7 @@ use load::partner::Image;
 use load::{blk, check, net, stream};
 
 #[derive(Parser)]
-#[command(name = "load", about = "Drives a vhost-user backend without a guest, or a device from within one.")]
+#[command(name = "load", about = "Drives a device's backend without a guest, or the network from within one.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -84,7 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     }
     if arguments.suites.is_empty() {
         for suite in SUITES {
-            println!("{:12} {}", suite.name, suite.about);
+            println!("{:15} {}", suite.name, suite.about);
         }
         return Ok(0);
     }

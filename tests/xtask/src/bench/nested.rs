@@ -25,7 +25,7 @@ const PARTNERS: &str = "/partners";
 const DEADLINE: Duration = Duration::from_secs(3600);
 
 /// The longest that two runs of one contender take where instructions are counted, and how often they are tried.
-const APART: Duration = Duration::from_secs(75);
+const APART: Duration = Duration::from_secs(120);
 const ATTEMPTS: u32 = 4;
 
 /// Runs a suite in one test host.
@@ -37,7 +37,7 @@ pub fn together(suite: &Suite, memory: u64, arguments: &Arguments) -> Result<Rep
 ///
 /// A machine that counts instructions and has a hypervisor in it does not last: one guest in some forty leaves it with a
 /// processor that turns in circles, in the emulated kernel or in the guest's. With a host for every two guests such a one
-/// costs two minutes and another attempt.
+/// costs some minutes and another attempt.
 pub fn apart(suite: &Suite, memory: u64, contenders: &[String], arguments: &Arguments) -> Result<Report> {
     let nested = Nested::prepare(suite, memory, Clock::Instructions, arguments)?;
     let mut all: Option<Report> = None;

@@ -19,7 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use ozone_tests::{build, paths};
+use ozone_tests::{build, paths, progress};
 
 pub use compare::{Contender, Context};
 pub use row::{Figure, Report, Row};
@@ -94,12 +94,11 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     build::product()?;
     let mut reports = Vec::new();
     for suite in suites {
-        eprintln!("… {}: {}", suite.name, suite.about);
-        let report = match suite.place {
-            Place::Here => measure(suite, Context::new(arguments.runs, arguments.partners.clone(), arguments.full))?,
-            Place::TestHost { memory } => nested::together(suite, memory, arguments)?,
-            Place::Counted { memory, contenders } => nested::apart(suite, memory, &contenders()?, arguments)?,
-        };
+        let report = progress::step(&format!("{}: {}", suite.name, suite.about), || match suite.place {
+            Place::Here => measure(suite, Context::new(arguments.runs, arguments.partners.clone(), arguments.full)),
+            Place::TestHost { memory } => nested::together(suite, memory, arguments),
+            Place::Counted { memory, contenders } => nested::apart(suite, memory, &contenders()?, arguments),
+        })?;
         println!("{}\n\n{}", report.place, table::markdown(&report));
         reports.push(report);
         // A later suite that fails leaves what the earlier ones found.

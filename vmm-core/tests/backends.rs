@@ -14,12 +14,23 @@ use nix::unistd::Pid;
 use ozone_tests::payload::Code;
 use protocol::{DeviceId, FromCore, ToCore};
 
-use crate::core::Core;
+use crate::core::{Core, reserve};
 use crate::fake::request::{
     GET_CONFIG, GET_INFLIGHT_FD, GET_VRING_BASE, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_VRING_BASE,
     SET_VRING_ENABLE, SET_VRING_KICK,
 };
 use crate::fake::{Act, FEATURES, Fake, Honest, Request, message};
+
+/// Backends that do as they should, with and without a record of what is in flight.
+fn honest() -> Honest {
+    reserve();
+    Honest::default()
+}
+
+fn tracking() -> Honest {
+    reserve();
+    Honest::tracking()
+}
 
 /// What must not happen is waited for as long.
 const QUIET: Duration = Duration::from_millis(300);
@@ -110,8 +121,8 @@ fn codes(requests: &[Request]) -> Vec<u32> {
 
 #[test]
 fn the_guest_of_a_core_that_loses_backends_again_and_again_runs_on() {
-    let mut first = Honest::tracking().serve();
-    let mut other = Honest::default().serve();
+    let mut first = tracking().serve();
+    let mut other = honest().serve();
     let mut core = boot(start(), &mut [&mut first, &mut other]);
     core.hear("up");
     let requests = first.until(SET_VRING_ENABLE);
@@ -125,7 +136,7 @@ fn the_guest_of_a_core_that_loses_backends_again_and_again_runs_on() {
         // Greeting, features, memory, region, and one queue.
         let last = 1 + round % 15;
         let mut count = 0;
-        let mut failing = Honest::tracking().start(move |_| {
+        let mut failing = tracking().start(move |_| {
             count += 1;
             if count == last { Act::Close } else { Act::Answer }
         });
@@ -134,17 +145,17 @@ fn the_guest_of_a_core_that_loses_backends_again_and_again_runs_on() {
         failing.closed();
         is_served(&core, &other);
         gone(&core);
-        let mut honest = Honest::tracking().serve();
-        attach(&core, 0, &mut honest);
-        let requests = honest.heard();
+        let mut next = tracking().serve();
+        attach(&core, 0, &mut next);
+        let requests = next.heard();
         let find = |code| requests.iter().find(|request| request.code == code).unwrap();
         assert_eq!(find(SET_INFLIGHT_FD).inode(), region);
         assert_eq!(find(SET_VRING_BASE).word(4), 7, "round {round}");
         drop(requests);
-        honest.die();
+        next.die();
     }
     gone(&core);
-    let mut last = Honest::tracking().serve();
+    let mut last = tracking().serve();
     attach(&core, 0, &mut last);
     assert_eq!(core.descriptors(), descriptors);
     assert!(!core.speaks(Duration::ZERO));
@@ -152,15 +163,14 @@ fn the_guest_of_a_core_that_loses_backends_again_and_again_runs_on() {
 
 #[test]
 fn a_backend_that_says_nothing_is_hung_up_on_and_holds_nobody_else_up() {
-    let mut first = Honest::default().serve();
-    let mut other = Honest::default().serve();
+    let mut first = honest().serve();
+    let mut other = honest().serve();
     let mut core = boot(start(), &mut [&mut first, &mut other]);
     core.hear("up");
     first.until(SET_VRING_ENABLE);
     first.die();
     gone(&core);
-    let mut silent =
-        Honest::default().start(|request| if request.code == SET_MEM_TABLE { Act::Silence } else { Act::Answer });
+    let mut silent = honest().start(|request| if request.code == SET_MEM_TABLE { Act::Silence } else { Act::Answer });
     let begun = Instant::now();
     core.attach(0, silent.take_socket());
     silent.until(SET_MEM_TABLE);
@@ -175,7 +185,7 @@ fn a_backend_that_says_nothing_is_hung_up_on_and_holds_nobody_else_up() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     silent.closed();
     gone(&core);
-    attach(&core, 0, &mut Honest::default().serve());
+    attach(&core, 0, &mut honest().serve());
 }
 
 #[test]
@@ -184,7 +194,7 @@ fn whatever_a_backend_answers_no_descriptor_of_its_stays() {
     fn pipes(count: usize) -> Vec<OwnedFd> {
         (0..count).map(|_| nix::unistd::pipe().unwrap().0).collect()
     }
-    let mut backend = Honest::default().serve();
+    let mut backend = honest().serve();
     let mut core = boot(start(), &mut [&mut backend]);
     core.hear("up");
     backend.until(SET_VRING_ENABLE);
@@ -207,7 +217,7 @@ fn whatever_a_backend_answers_no_descriptor_of_its_stays() {
     ];
     for (code, lie) in lies {
         gone(&core);
-        let mut liar = Honest::tracking().start(move |request| {
+        let mut liar = tracking().start(move |request| {
             if request.code == code {
                 let (bytes, files) = lie(request);
                 Act::Send(bytes, files)
@@ -220,7 +230,7 @@ fn whatever_a_backend_answers_no_descriptor_of_its_stays() {
         liar.closed();
     }
     gone(&core);
-    attach(&core, 0, &mut Honest::default().serve());
+    attach(&core, 0, &mut honest().serve());
     assert_eq!(core.descriptors(), descriptors);
 }
 
@@ -230,7 +240,7 @@ fn with_size(request: &Request, size: u64) -> Vec<u8> {
 
 #[test]
 fn descriptors_that_a_backend_made_blocking_hold_nobody_up() {
-    let mut hostile = Honest::default().serve();
+    let mut hostile = honest().serve();
     let mut core = boot(start(), &mut [&mut hostile]);
     core.hear("up");
     let requests = hostile.until(SET_VRING_ENABLE);
@@ -243,14 +253,14 @@ fn descriptors_that_a_backend_made_blocking_hold_nobody_up() {
     drop(requests);
     hostile.die();
     gone(&core);
-    let mut honest = Honest::default().serve();
-    attach(&core, 0, &mut honest);
-    assert!(honest.heard().iter().any(|request| request.code == SET_VRING_ENABLE));
+    let mut next = honest().serve();
+    attach(&core, 0, &mut next);
+    assert!(next.heard().iter().any(|request| request.code == SET_VRING_ENABLE));
 }
 
 /// A backend that ends when its queues are to be stopped.
 fn unstoppable() -> Fake {
-    Honest::default().start(|request| if request.code == GET_VRING_BASE { Act::Close } else { Act::Answer })
+    honest().start(|request| if request.code == GET_VRING_BASE { Act::Close } else { Act::Answer })
 }
 
 #[test]
@@ -262,7 +272,7 @@ fn a_reset_waits_until_the_backend_is_gone_and_all_is_well_afterwards() {
     assert!(!core.prints(QUIET), "the guest would reuse memory that the backend may write to");
     gone(&core);
     core.hear("again");
-    let mut second = Honest::default().serve();
+    let mut second = honest().serve();
     attach(&core, 0, &mut second);
     let requests = second.heard();
     // From the beginning: its driver is a new one.
@@ -279,7 +289,7 @@ fn a_pause_does_not_wait_for_a_reset() {
     core.expect("Paused", |message| matches!(message, FromCore::Paused));
     gone(&core);
     assert!(!core.prints(QUIET), "the vCPU is held once it is out of the reset");
-    let mut next = Honest::default().serve();
+    let mut next = honest().serve();
     attach(&core, 0, &mut next);
     core.control.send(&ToCore::Resume).unwrap();
     core.expect("Resumed", |message| matches!(message, FromCore::Resumed));
@@ -288,9 +298,8 @@ fn a_pause_does_not_wait_for_a_reset() {
 
 #[test]
 fn a_pause_waits_for_a_backend_that_does_not_stop_no_longer_than_its_deadline() {
-    let mut silent =
-        Honest::default().start(|request| if request.code == GET_VRING_BASE { Act::Silence } else { Act::Answer });
-    let mut other = Honest::default().serve();
+    let mut silent = honest().start(|request| if request.code == GET_VRING_BASE { Act::Silence } else { Act::Answer });
+    let mut other = honest().serve();
     let mut core = boot(start(), &mut [&mut silent, &mut other]);
     core.hear("up");
     silent.until(SET_VRING_ENABLE);
@@ -303,7 +312,7 @@ fn a_pause_waits_for_a_backend_that_does_not_stop_no_longer_than_its_deadline() 
 
 #[test]
 fn a_device_is_detached_paused_and_attached_again() {
-    let mut first = Honest::tracking().serve();
+    let mut first = tracking().serve();
     let mut core = boot(start(), &mut [&mut first]);
     core.hear("up");
     first.until(SET_VRING_ENABLE);
@@ -314,7 +323,7 @@ fn a_device_is_detached_paused_and_attached_again() {
     core.expect("Detached", |message| matches!(message, FromCore::Detached { .. }));
     first.closed();
     gone(&core);
-    let mut second = Honest::tracking().serve();
+    let mut second = tracking().serve();
     attach(&core, 0, &mut second);
     assert_eq!(codes(&second.heard()).last(), Some(&GET_CONFIG), "it is greeted, and no more");
     core.control.send(&ToCore::Resume).unwrap();
@@ -327,10 +336,10 @@ fn the_vcpus_start_once_every_device_has_been_attached_however_often_one_was() {
     let core = Core::build(&Code::default().halt().elf(), None, "", 64 << 20, 1, 2);
     core.control.send(&ToCore::Run).unwrap();
     for _ in 0..3 {
-        attach(&core, 0, &mut Honest::default().serve());
+        attach(&core, 0, &mut honest().serve());
     }
     assert!(!core.speaks(QUIET), "one is missing");
-    attach(&core, 1, &mut Honest::default().serve());
+    attach(&core, 1, &mut honest().serve());
     core.expect("Running", |message| matches!(message, FromCore::Running));
 }
 

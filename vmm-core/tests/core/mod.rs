@@ -33,6 +33,13 @@ impl Drop for Core {
     }
 }
 
+/// Takes descriptor 3 for good, which a child gets its channel as: nothing that it needs until then may have that number
+/// here. Before a test makes its first descriptor.
+pub fn reserve() {
+    static THIRD: OnceLock<File> = OnceLock::new();
+    THIRD.get_or_init(|| File::open("/dev/null").unwrap());
+}
+
 fn memfd(bytes: &[u8]) -> OwnedFd {
     let mut file = File::from(memfd_create("image", MFdFlags::MFD_CLOEXEC).unwrap());
     file.write_all(bytes).unwrap();
@@ -50,9 +57,7 @@ impl Core {
 
     /// A machine with so many disks, called `disk0` and so on, that waits for their backends.
     pub fn build(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str, memory: u64, cpus: u8, disks: u8) -> Self {
-        // The child gets its channel as descriptor 3: nothing that it needs until then may have that number here.
-        static THIRD: OnceLock<File> = OnceLock::new();
-        THIRD.get_or_init(|| File::open("/dev/null").unwrap());
+        reserve();
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.expect("these tests need /dev/kvm: run them as root on a host with KVM, or in the test host");
         let (control, theirs) = Channel::pair().unwrap();

@@ -76,7 +76,7 @@ fn no_vcpu_is_missed_wherever_it_is() {
     let exits = Code::default().read_memory(0xd000_0000, u32::MAX);
     for code in [spin, halt, exits] {
         let core = boot(&code, 4);
-        for _ in 0..200 {
+        for _ in 0..60 {
             pause(&core);
             resume(&core);
         }
@@ -91,7 +91,7 @@ fn what_an_exit_began_is_finished_across_a_pause() {
     let code = Code::default().raw(&[0x66, 0xba, 0xfd, 0x03, 0xb9]).raw(&20_000u32.to_le_bytes());
     let code = code.raw(&[0xec, 0x3c, 0x60, 0x74, 0x03, 0xf4, 0xeb, 0xfd, 0xff, 0xc9, 0x75, 0xf4]);
     let mut core = boot(&code.print("done").halt(), 1);
-    for _ in 0..100 {
+    for _ in 0..50 {
         pause(&core);
         resume(&core);
     }
@@ -101,7 +101,7 @@ fn what_an_exit_began_is_finished_across_a_pause() {
 #[test]
 fn requests_that_follow_one_another_at_once_are_each_carried_out() {
     let mut core = boot(&chatter(), 2);
-    for _ in 0..100 {
+    for _ in 0..40 {
         for request in [ToCore::Pause, ToCore::Resume, ToCore::Pause] {
             core.control.send(&request).unwrap();
         }

@@ -2,10 +2,11 @@
 #![allow(clippy::indexing_slicing)]
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use protocol::DeviceKind;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -127,6 +128,11 @@ fn counter(requests: &[Request], code: u32) -> u64 {
     // An eventfd that was not signalled, and is non-blocking as it should be, answers an error.
     file.read_exact(&mut value).unwrap();
     u64::from_le_bytes(value)
+}
+
+/// Whether it is an eventfd, which has no type of file.
+fn is_event(file: &File) -> bool {
+    nix::sys::stat::fstat(file).unwrap().st_mode & nix::libc::S_IFMT == 0
 }
 
 fn answered(wait: &Receiver<()>) -> bool {
@@ -281,15 +287,16 @@ fn a_reset_stops_the_queues_of_a_backend_that_lives() {
     assert!(answered(&bench.reset()));
     let requests = backend.heard();
     assert_eq!(codes(&requests)[requests.len() - 2..], [GET_VRING_BASE, GET_VRING_BASE]);
-    // The same process may hold the signals: they are not written to, but given again.
-    for signals in &bench.device.offer.get().unwrap().queues {
-        signals.kick.read().unwrap();
-        signals.call.read().unwrap();
-        signals.kick.write(u64::MAX - 1).unwrap();
+    // The same process holds the signals: they are given again, but whoever wrote to one now would wait for it.
+    for file in requests.iter().flat_map(|request| &request.files).filter(|file| is_event(file)) {
+        fcntl(file, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        (&*file).write_all(&(u64::MAX - 2).to_ne_bytes()).unwrap();
     }
     bench.device.start(activation(&[queue(128), queue(128)]));
     bench.quiet();
     assert_eq!(codes(&backend.heard()), [&[SET_FEATURES, SET_MEM_TABLE], &QUEUE[..], &QUEUE].concat());
+    bench.pause(Command::Pause);
+    bench.pause(Command::Resume);
     // Nothing is started for a driver that has gone.
     assert!(answered(&bench.reset()));
     backend.die();

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{addr_of_mut, null_mut};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, compiler_fence};
 
 use kvm_ioctls::VcpuFd;
 use nix::libc;
@@ -80,6 +80,13 @@ impl Interruptible {
     pub fn new(mut vcpu: VcpuFd) -> Self {
         IMMEDIATE_EXIT.set(addr_of_mut!(vcpu.get_kvm_run().immediate_exit));
         Self { vcpu, _not_send: PhantomData }
+    }
+
+    /// Clears `immediate_exit`. A signal that comes when this has returned sets it again.
+    pub fn clear(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(0);
+        // Or the compiler may do it later than that, and a signal would be lost.
+        compiler_fence(Ordering::SeqCst);
     }
 }
 

@@ -98,7 +98,7 @@ fn run(index: u8, mut vcpu: Interruptible, buses: &Buses, gate: &Gate) -> Event 
 /// Comes out of the guest for as long as the gate is closed.
 fn pause(vcpu: &mut Interruptible, gate: &Gate) {
     // Before the look at the gate: a signal that comes after it sets the flag again.
-    vcpu.set_kvm_immediate_exit(0);
+    vcpu.clear();
     if gate.is_closed() {
         gate.leave();
         gate.enter();

@@ -131,8 +131,8 @@ impl HostDevice {
         Ok(Prepared { image })
     }
 
-    /// What a process is handed: what was prepared for it, once that is free. `serial` goes to a console; a `successor` comes
-    /// after another process of the same machine.
+    /// What a process is handed: what was prepared for it, once that is free. `serial` goes to a console, `pairs` are those
+    /// that the driver of a network interface uses; a `successor` comes after another process of the same machine.
     ///
     /// # Errors
     /// [`ResourceError`] for want of descriptors.
@@ -140,6 +140,7 @@ impl HostDevice {
         &self,
         prepared: Prepared,
         serial: Option<OwnedFd>,
+        pairs: u16,
         successor: bool,
     ) -> Result<Incarnation, ResourceError> {
         let copy =
@@ -162,6 +163,7 @@ impl HostDevice {
             (Self::Disk(_), None) => return Err(ResourceError::host("a disk", "was not prepared")),
             (Self::Net(taps), _) => DeviceSpec::Net(NetSpec {
                 taps: taps.queues.iter().map(|queue| copy(queue).map(Into::into)).collect::<Result<_, _>>()?,
+                pairs,
                 mac: taps.mac,
                 mtu: taps.mtu,
             }),
@@ -170,6 +172,14 @@ impl HostDevice {
             }
         };
         Ok(Incarnation { spec, sentinel: None })
+    }
+
+    /// The most queue pairs of a network interface; 1 for what is none.
+    pub fn most_pairs(&self) -> u16 {
+        match self {
+            Self::Net(taps) => u16::try_from(taps.queues.len()).unwrap_or(u16::MAX),
+            Self::Disk(_) | Self::Console(_) => 1,
+        }
     }
 
     /// What is said when something stays in the way.

@@ -146,8 +146,11 @@ pub struct BlkSpec {
 /// One network interface.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NetSpec {
-    /// The queues of the tap, one per queue pair: attached, non-blocking, with a 12-byte virtio-net header.
+    /// The queues of the tap, one per queue pair: non-blocking, with a 12-byte virtio-net header.
     pub taps: Vec<Descriptor>,
+    /// How many pairs the driver uses, from 1 to their number: 1 at first, and then what the last process said
+    /// ([`FromBackend::Pairs`](crate::FromBackend::Pairs)). The driver told that one, and will not tell the next.
+    pub pairs: u16,
     /// The MAC address the guest is told.
     pub mac: [u8; 6],
     /// The MTU in bytes the guest is told (VIRTIO_NET_F_MTU).

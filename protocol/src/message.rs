@@ -149,6 +149,11 @@ pub enum FromBackend {
         /// How many.
         requests: u32,
     },
+    /// The driver uses so many queue pairs from now on (net only).
+    Pairs {
+        /// From 1 to the number of [`NetSpec::taps`](crate::NetSpec::taps).
+        pairs: u16,
+    },
     /// What was done of the launch, and when; only when [`Start::trace`] asks for it.
     Trace(Vec<Mark>),
 }

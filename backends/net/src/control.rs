@@ -16,12 +16,13 @@ const BATCH: usize = 16;
 /// The handler of the control queue.
 pub struct Control {
     pairs: Arc<Pairs>,
+    begun: bool,
 }
 
 impl Control {
     /// A queue that decides how many of `pairs` are used.
     pub fn new(pairs: Arc<Pairs>) -> Self {
-        Self { pairs }
+        Self { pairs, begun: false }
     }
 
     fn answer(&self, ring: &mut Ring, mut chain: Chain) -> Result<(), RingError> {
@@ -42,7 +43,16 @@ impl Control {
 }
 
 impl QueueHandler for Control {
+    fn start(&mut self, _features: u64) {
+        self.begun = false;
+    }
+
     fn run(&mut self, ring: &mut Ring) -> Result<Next, RingError> {
+        // A driver begins with one pair (virtio 1.2, section 5.1.6.5.5). One that goes on with a successor of the process that
+        // it told how many it uses does not tell that again: it has sent commands before.
+        if !std::mem::replace(&mut self.begun, true) && ring.next_available() == 0 {
+            self.pairs.use_first(1);
+        }
         ring.quiet()?;
         for _ in 0..BATCH {
             let Some(chain) = ring.pop()? else {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use protocol::{DeviceSpec, Fault};
+use protocol::{DeviceSpec, Fault, FromBackend};
 use virtio_backend::{Device, Opened, Outbox, QueueHandler};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -34,27 +34,31 @@ const FEATURES: [u32; 12] = [
 /// The queues of the tap, one per pair of virtqueues, of which the kernel uses as many as the driver does.
 pub struct Pairs {
     taps: Vec<Arc<Tap>>,
-    attached: Mutex<usize>,
+    used: Mutex<usize>,
+    outbox: Outbox,
 }
 
 impl Pairs {
-    /// Attaches the first `count` queues and detaches the others; `false` if there are not so many or the kernel refuses.
+    /// Attaches the first `count` queues and detaches the others, which the next process is told too; `false` if there are
+    /// not so many or the kernel refuses.
     pub fn use_first(&self, count: usize) -> bool {
-        if !(1..=self.taps.len()).contains(&count) {
+        let Some(pairs) = u16::try_from(count).ok().filter(|_| (1..=self.taps.len()).contains(&count)) else {
             return false;
+        };
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if *used == count {
+            return true;
         }
-        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        while *attached != count {
-            let grow = *attached < count;
-            let index = if grow { *attached } else { attached.saturating_sub(1) };
-            let outcome = self.taps.get(index).map(|tap| tap.attach(grow));
-            if let Some(Err(errno)) = outcome {
-                let verb = if grow { "attach" } else { "detach" };
+        for (index, tap) in self.taps.iter().enumerate() {
+            let attached = index < count;
+            if let Err(errno) = tap.attach(attached) {
+                let verb = if attached { "attach" } else { "detach" };
                 log::error!("{verb} queue {index} of the tap: {errno}");
                 return false;
             }
-            *attached = if grow { attached.saturating_add(1) } else { index };
         }
+        *used = count;
+        self.outbox.send(FromBackend::Pairs { pairs });
         true
     }
 }
@@ -70,7 +74,7 @@ pub struct NetDevice {
 ///
 /// # Errors
 /// An interface without a queue, or a tap that is none.
-pub fn open(spec: DeviceSpec, _outbox: &Outbox) -> Result<Opened<NetDevice>, Fault> {
+pub fn open(spec: DeviceSpec, outbox: &Outbox) -> Result<Opened<NetDevice>, Fault> {
     let DeviceSpec::Net(spec) = spec else {
         return Err(Fault::internal("ozone-net was started for a device that is not a network interface"));
     };
@@ -79,9 +83,9 @@ pub fn open(spec: DeviceSpec, _outbox: &Outbox) -> Result<Opened<NetDevice>, Fau
         return Err(Fault::internal("ozone-net was given no queue of a tap"));
     };
     first.set_offloads(0).map_err(|errno| Fault::input(format!("set the offloads of the tap: {errno}")))?;
-    let pairs = Arc::new(Pairs { attached: Mutex::new(taps.len()), taps });
-    if !pairs.use_first(1) {
-        return Err(Fault::host("detach the queues of the tap that are not in use: see the log"));
+    let pairs = Arc::new(Pairs { taps, used: Mutex::new(0), outbox: outbox.clone() });
+    if !pairs.use_first(spec.pairs.into()) {
+        return Err(Fault::host("attach the queues of the tap that are in use, and detach the others: see the log"));
     }
     let several = pairs.taps.len() > 1;
     let mut queues: Vec<Box<dyn QueueHandler>> = Vec::new();
@@ -117,8 +121,6 @@ impl Device for NetDevice {
     }
 
     fn negotiated(&self, features: u64) {
-        // A driver begins with one pair (virtio 1.2, section 5.1.6.5.5).
-        self.pairs.use_first(1);
         if let Some(Err(errno)) = self.pairs.taps.first().map(|tap| tap.set_offloads(features)) {
             log::error!("set the offloads of the tap: {errno}");
         }

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
 };
@@ -48,7 +49,8 @@ impl Tap {
         unsafe { set_offload(self.0.as_raw_fd(), flags) }.map(drop)
     }
 
-    /// Has the kernel use this queue, or not.
+    /// Has the kernel use this queue, or not. If it does already, or does not, that is no error: a process that died may have
+    /// said so or not.
     ///
     /// # Errors
     /// What ioctl(2) answers.
@@ -57,7 +59,10 @@ impl Tap {
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_ifru.ifru_flags = if attached { ATTACH } else { DETACH };
         // SAFETY: the request reads one `struct ifreq` at the address given, although its number says that it takes an int.
-        unsafe { set_queue(self.0.as_raw_fd(), (&raw const request).cast()) }.map(drop)
+        match unsafe { set_queue(self.0.as_raw_fd(), (&raw const request).cast()) } {
+            Ok(_) | Err(Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(errno),
+        }
     }
 }
 

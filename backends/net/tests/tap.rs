@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use protocol::{DeviceSpec, NetSpec};
+use protocol::{DeviceSpec, FromBackend, NetSpec};
 use virtio_backend::testing::vhost_user::VhostUserFrontend;
 use virtio_backend::testing::{
     Backend, DEADLINE, Frontend, Guest, Queue, VhostBackend, WRITE, config, connect, enable,
@@ -105,8 +105,12 @@ impl Wire {
     }
 
     fn spec(&self) -> DeviceSpec {
+        self.spec_of_successor(1)
+    }
+
+    fn spec_of_successor(&self, pairs: u16) -> DeviceSpec {
         let taps = self.taps.iter().map(|tap| tap.try_clone().unwrap().into()).collect();
-        DeviceSpec::Net(NetSpec { taps, mac: MAC, mtu: 1500 })
+        DeviceSpec::Net(NetSpec { taps, pairs, mac: MAC, mtu: 1500 })
     }
 
     fn send(&self, frame: &[u8]) {
@@ -348,6 +352,44 @@ fn the_driver_chooses_how_many_pairs_to_use() {
         assert_eq!(set_pairs(&guest, &mut commands, bad), 1, "{bad:?}");
     }
     assert_eq!(set_pairs(&guest, &mut commands, &[4, 0, 1, 0]), 0);
+    assert!(wire.attached(0) && !wire.attached(1));
+}
+
+/// The next number of pairs that the process tells of.
+fn told(backend: &Backend) -> u16 {
+    match backend.message() {
+        FromBackend::Pairs { pairs } => pairs,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_successor_goes_on_with_the_pairs_in_use() {
+    let (wire, backend, frontend, guest, mut commands, mut data) = pairs(4, 0);
+    assert_eq!(told(&backend), 1);
+    assert_eq!(set_pairs(&guest, &mut commands, &[4, 0, 2, 0]), 0);
+    assert_eq!(told(&backend), 2);
+    drop((backend, frontend));
+    let (backend, mut frontend) = Backend::ready(EXECUTABLE, wire.spec_of_successor(2), 5);
+    assert_eq!(told(&backend), 2);
+    let mut all: Vec<&Queue> = data.iter().collect();
+    all.push(&commands);
+    connect(&mut frontend, &guest, &all, 0);
+    let packet = [&[0; HEADER][..], &frame(100, 1)].concat();
+    guest.put(DATA + 0x1000, &packet);
+    data[3].send(&guest, 0, &[(DATA + 0x1000, 112, 0)]);
+    assert_eq!(data[3].next(&guest), (0, 0));
+    assert_eq!(wire.receive(), frame(100, 1), "the second pair still sends");
+    assert!(wire.attached(0) && wire.attached(1));
+    drop((backend, frontend));
+
+    // One that begins anew begins with one pair, whatever the last one used.
+    let (backend, mut frontend) = Backend::ready(EXECUTABLE, wire.spec_of_successor(2), 5);
+    assert_eq!(told(&backend), 2);
+    let guest = Guest::new(4 << 20);
+    let fresh: Vec<Queue> = (0..5).map(|index| Queue::new(&guest, index, 16)).collect();
+    connect(&mut frontend, &guest, &fresh.iter().collect::<Vec<_>>(), 0);
+    assert_eq!(told(&backend), 1);
     assert!(wire.attached(0) && !wire.attached(1));
 }
 

@@ -129,6 +129,8 @@ pub struct Device {
     pub reexecuted: u64,
     /// How long failures wait.
     pub backoff: Backoff,
+    /// Queue pairs that the driver of a network interface uses.
+    pub pairs: u16,
     /// Ends of processes that the core was told of and has not noted yet.
     pub parting: u32,
 }
@@ -142,6 +144,7 @@ impl Device {
             back: None,
             reexecuted: 0,
             backoff: Backoff::default(),
+            pairs: 1,
             parting: 0,
         }
     }

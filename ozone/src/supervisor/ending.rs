@@ -128,6 +128,7 @@ fn is_progress(message: &Message) -> bool {
                 | FromBackend::Resized
                 | FromBackend::Alive { .. }
                 | FromBackend::Resubmitted { .. }
+                | FromBackend::Pairs { .. }
                 | FromBackend::Trace(_)
         )
     )
@@ -152,5 +153,6 @@ pub fn kind_of(message: &Message) -> &'static str {
         Message::Backend(FromBackend::Resized) => "Resized",
         Message::Backend(FromBackend::Alive { .. }) => "Alive",
         Message::Backend(FromBackend::Resubmitted { .. }) => "Resubmitted",
+        Message::Backend(FromBackend::Pairs { .. }) => "Pairs",
     }
 }

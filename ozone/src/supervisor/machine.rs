@@ -90,6 +90,8 @@ impl<'a> Machine<'a> {
             Event::Message(place, Message::Backend(FromBackend::Resized)) if self.awaits_size(place) => {
                 return self.size_taken(place);
             }
+            // The first process of a network interface begins with what its driver does.
+            Event::Message(_, Message::Backend(FromBackend::Pairs { pairs: 1 })) => return Ok(()),
             Event::Signal(Signal::SIGPWR) => return self.send_core(&ToCore::PowerButton),
             Event::Asked(client, _) => {
                 let reason = String::from("it is starting; ask again when it runs");
@@ -137,7 +139,8 @@ impl<'a> Machine<'a> {
         };
         let serial = self.serial.as_ref().filter(|_| self.is_first_console(place)).map(OwnedFd::try_clone);
         let serial = serial.transpose().map_err(|_| failed(LinkError::Send(nix::errno::Errno::EMFILE)))?;
-        let incarnation = host.hand_over(prepared, serial, successor)?;
+        let pairs = self.devices.get(place.wrapping_sub(1)).map_or(1, |device| device.pairs);
+        let incarnation = host.hand_over(prepared, serial, pairs, successor)?;
         let (core, backend) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|errno| failed(LinkError::Send(errno)))?;
         let trace = trace.is_wanted() && !successor;

@@ -16,7 +16,7 @@ use super::spawn;
 use crate::control::message::MachineState;
 use crate::exit::{Death, Ending};
 use crate::report;
-use crate::resources::Prepared;
+use crate::resources::{HostDevice, Prepared};
 use crate::spec;
 use crate::spec::policy::{OnFail, Restart};
 
@@ -163,6 +163,8 @@ impl<'a> Machine<'a> {
         let on_terminal = self.is_on_terminal(place);
         let awaits_size = self.awaits_size(place);
         let traced = self.setting.trace.is_wanted();
+        let host = self.setting.resources.devices.get(place.wrapping_sub(1));
+        let most_pairs = host.map_or(1, HostDevice::most_pairs);
         let now = Instant::now();
         let Some(device) = self.device(place) else { return Ok(()) };
         match (message, &mut device.state) {
@@ -189,6 +191,10 @@ impl<'a> Machine<'a> {
                 tallies.add(place.wrapping_sub(1), |tally| {
                     tally.reexecuted = tally.reexecuted.saturating_add(requests.into());
                 });
+                Ok(())
+            }
+            (FromBackend::Pairs { pairs }, _) if (1..=most_pairs).contains(&pairs) => {
+                device.pairs = pairs;
                 Ok(())
             }
             (FromBackend::Failed(fault), _) => {

@@ -156,7 +156,7 @@ impl<'m> Driver<'m> {
         frame: Frame,
     ) -> Result<(Process, Frontend)> {
         let taps = vec![wire.tap.try_clone()?.into()];
-        let spec = DeviceSpec::Net(NetSpec { taps, mac: [0x52, 0x54, 0, 1, 2, 3], mtu: 1500 });
+        let spec = DeviceSpec::Net(NetSpec { taps, pairs: 1, mac: [0x52, 0x54, 0, 1, 2, 3], mtu: 1500 });
         let (backend, socket) = partner::ozone(arguments.executable.as_deref(), "ozone-net", spec)?;
         let wanted = if frame.is_large() { PLAIN | LARGE } else { PLAIN };
         let (frontend, features) = crate::frontend::connect(socket, memory, rings, wanted)?;

@@ -1,5 +1,6 @@
 //! The disk as the driver sees it: features and configuration space (virtio 1.2, sections 5.2.3 and 5.2.4).
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use protocol::{DeviceSpec, Fault};
@@ -9,9 +10,10 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES,
 };
 
-use crate::engine::Engine;
-use crate::queue::RequestQueue;
+use crate::image::Image;
+use crate::queue::{Engine, RequestQueue};
 use crate::request::SECTOR;
+use crate::uring::Uring;
 
 /// The most data buffers of a request: with header and status they fill a queue of 256 descriptors.
 const SEGMENTS: u32 = 254;
@@ -22,7 +24,7 @@ const CONFIG: usize = 60;
 /// What every queue of the disk shares.
 pub struct Disk {
     /// The image.
-    pub engine: Engine,
+    pub image: Image,
     /// Its size in bytes: whole sectors.
     pub capacity: u64,
     /// Whether writes are refused.
@@ -35,6 +37,8 @@ pub struct Disk {
 pub struct BlkDevice {
     disk: Arc<Disk>,
     queues: u16,
+    /// Reads as closed at its other end when this process and everything it began are gone.
+    _sentinel: OwnedFd,
 }
 
 /// Opens the disk that `spec` describes.
@@ -46,24 +50,38 @@ pub fn open(spec: DeviceSpec, _outbox: &Outbox) -> Result<Opened<BlkDevice>, Fau
         return Err(Fault::internal("ozone-blk was started for a device that is not a disk"));
     };
     let name = spec.serial;
-    let engine = Engine::new(spec.image.into_fd());
-    let size = engine.size().map_err(|errno| Fault::input(format!("ask the size of disk '{name}': {errno}")))?;
-    let capacity = size - size % SECTOR;
+    let image = Image::new(spec.image.into_fd(), spec.direct, spec.successor)
+        .map_err(|errno| Fault::input(format!("ask how disk '{name}' is to be read and written: {errno}")))?;
+    let size = image.size().map_err(|errno| Fault::input(format!("ask the size of disk '{name}': {errno}")))?;
+    // Past the page cache only whole blocks can be read and written.
+    let block = image.alignment().map_or(SECTOR, |alignment| SECTOR.max(alignment.place as u64));
+    let capacity = size - size % block;
     if capacity == 0 {
-        return Err(Fault::input(format!("disk '{name}' has {size} bytes: at least one sector of {SECTOR} is needed")));
+        return Err(Fault::input(format!("disk '{name}' has {size} bytes: at least one block of {block} is needed")));
     }
     if capacity != size {
-        log::warn!("disk '{name}' ends with {} bytes that are no sector: the guest does not see them", size - capacity);
+        log::warn!("disk '{name}' ends with {} bytes that are no block: the guest does not see them", size - capacity);
     }
     if spec.queues == 0 {
         return Err(Fault::internal(format!("disk '{name}' was given no queue")));
     }
     let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
     id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
-    let disk = Arc::new(Disk { engine, capacity, read_only: spec.read_only, id });
-    let queue = |_| Box::new(RequestQueue::new(Arc::clone(&disk))) as Box<dyn QueueHandler>;
-    let queues = (0..spec.queues).map(queue).collect();
-    Ok(Opened { device: BlkDevice { disk, queues: spec.queues }, queues })
+    let sentinel = spec.sentinel.into_fd();
+    let engines = engines(&name, &image, &sentinel, spec.queues);
+    let disk = Arc::new(Disk { image, capacity, read_only: spec.read_only, id });
+    let queue = |engine| Box::new(RequestQueue::new(Arc::clone(&disk), engine)) as Box<dyn QueueHandler>;
+    let queues = engines.into_iter().map(queue).collect();
+    Ok(Opened { device: BlkDevice { disk, queues: spec.queues, _sentinel: sentinel }, queues })
+}
+
+/// A ring for every queue, or for none where the host does not let this process have them.
+fn engines(name: &str, image: &Image, sentinel: &OwnedFd, queues: u16) -> Vec<Engine> {
+    let rings = (0..queues).map(|_| Uring::new(image, sentinel.as_fd()).map(|ring| Engine::Ring(Box::new(ring))));
+    rings.collect::<Result<Vec<_>, _>>().unwrap_or_else(|error| {
+        log::warn!("disk '{name}': no io_uring ({error}), so each queue carries out one request after the other");
+        (0..queues).map(|_| Engine::Calls).collect()
+    })
 }
 
 impl Device for BlkDevice {

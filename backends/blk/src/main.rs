@@ -1,9 +1,12 @@
 //! `ozone-blk`: the back-end of one virtio-blk device (virtio 1.2, section 5.2) on a raw image or a block device.
 
+mod bounce;
 mod device;
-mod engine;
+mod image;
 mod queue;
 mod request;
+mod transfer;
+mod uring;
 
 use std::process::ExitCode;
 

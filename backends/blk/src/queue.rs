@@ -1,66 +1,219 @@
 //! One request queue of a disk.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use virtio_backend::descriptor;
 use virtio_backend::{Next, Pulse, QueueHandler, Rare, Ring, RingError};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
+use crate::bounce::Bounce;
 use crate::device::Disk;
-use crate::engine::EngineError;
 use crate::request::{Operation, Request, Status};
+use crate::transfer::{Kind, Transfer, TransferError};
+use crate::uring::{Ended, Uring};
 
-/// How many requests are served before the queue looks whether it is to stop.
+/// How many requests are begun before the queue looks whether it is to stop.
 const BATCH: usize = 64;
+
+/// How long a call may take that the queue's own thread makes.
+const QUICK: Duration = Duration::from_micros(500);
+
+/// After one that took longer, so many requests go through the ring before the next is tried.
+const CAUTION: u32 = 64;
+
+/// How long a kernel that is short of memory is left alone.
+const REST: Duration = Duration::from_millis(1);
+
+/// Who carries transfers out.
+pub enum Engine {
+    /// The kernel, while the queue's thread does something else.
+    Ring(Box<Uring<Request>>),
+    /// The queue's thread, one after the other.
+    Calls,
+}
 
 /// The handler of one queue.
 pub struct RequestQueue {
     disk: Arc<Disk>,
+    engine: Engine,
     /// Whether a write is durable when it completes: so for a driver that cannot flush (virtio 1.2, section 5.2.6.2).
     write_through: bool,
-    failures: Rare,
+    failures: Failures,
     pulse: Arc<Pulse>,
+    /// Requests that have been answered and not handed back.
+    answered: Vec<(u16, u32)>,
+    ended: Vec<Ended<Request>>,
+    /// For writes of parts of blocks.
+    bounce: Option<Bounce>,
+    /// A transfer that is the only one, as far as is known yet.
+    alone: Option<(Transfer, Request)>,
+    /// How many requests are still to go through the ring whether or not they are alone.
+    caution: u32,
+}
+
+/// What went wrong on the host, told ever more rarely.
+#[derive(Default)]
+struct Failures(Rare);
+
+impl Failures {
+    fn status(&mut self, transfer: &Transfer, outcome: Result<(), TransferError>) -> Status {
+        let Err(error) = outcome else { return Status::Ok };
+        if let Some(count) = self.0.again() {
+            let inherited = if transfer.is_whole_flush() { ", and what an earlier process wrote" } else { "" };
+            log::error!("{} the image{inherited}, failure {count}: {error}", transfer.verb());
+        }
+        Status::IoError
+    }
 }
 
 impl RequestQueue {
-    /// A queue of `disk`.
-    pub fn new(disk: Arc<Disk>) -> Self {
-        Self { disk, write_through: false, failures: Rare::default(), pulse: Arc::default() }
+    /// A queue of `disk` whose transfers are carried out by `engine`.
+    pub fn new(disk: Arc<Disk>, engine: Engine) -> Self {
+        Self {
+            disk,
+            engine,
+            write_through: false,
+            failures: Failures::default(),
+            pulse: Arc::default(),
+            answered: Vec::new(),
+            ended: Vec::new(),
+            bounce: None,
+            alone: None,
+            caution: 0,
+        }
     }
 
-    fn carry_out(&mut self, operation: Operation) -> Status {
-        let (disk, pulse) = (&self.disk, &self.pulse);
-        let (what, outcome) = match operation {
-            Operation::Refuse(status) => return status,
+    fn has_room(&self) -> bool {
+        match &self.engine {
+            Engine::Ring(ring) => ring.has_room(),
+            Engine::Calls => true,
+        }
+    }
+
+    /// Begins a request; one that can be answered at once is.
+    fn begin(&mut self, mut request: Request) {
+        let disk = &self.disk;
+        let kind = match std::mem::replace(&mut request.operation, Operation::Flush) {
+            Operation::Refuse(status) => return self.answer(request, status),
             Operation::GetId { mut data } => {
                 data.write(&disk.id);
-                return Status::Ok;
+                return self.answer(request, Status::Ok);
             }
-            Operation::Write { .. } if disk.read_only => return Status::IoError,
-            Operation::Read { offset, data } => ("read", pulse.storage(|| disk.engine.read(offset, data))),
-            Operation::Write { offset, data } => {
-                ("write", pulse.storage(|| disk.engine.write(offset, data, self.write_through)))
-            }
-            Operation::Flush if disk.read_only => return Status::Ok,
-            Operation::Flush => ("flush", pulse.storage(|| disk.engine.flush())),
+            Operation::Write { .. } if disk.read_only => return self.answer(request, Status::IoError),
+            Operation::Flush if disk.read_only => return self.answer(request, Status::Ok),
+            Operation::Read { offset, data } => Kind::Read { offset, data },
+            Operation::Write { offset, data } => Kind::Write { offset, data, durable: self.write_through },
+            // fsync(2) tells of every failure to write since the image was opened that nobody has been told of.
+            Operation::Flush => Kind::Flush { everything: disk.image.inherited() },
         };
-        match outcome {
-            Ok(()) => Status::Ok,
-            Err(error) => {
-                self.complain(what, error);
-                Status::IoError
+        let mut transfer = Transfer::new(kind);
+        if transfer.is_empty() {
+            return self.answer(request, Status::Ok);
+        }
+        let alignment = disk.image.alignment();
+        let outcome = match (&mut self.engine, alignment) {
+            (_, Some(alignment)) if transfer.is_partial(Some(alignment)) => {
+                let bounce = self.bounce.get_or_insert_with(|| Bounce::new(alignment));
+                self.pulse.storage(|| transfer.rewrite(&disk.image, bounce))
             }
+            (Engine::Ring(ring), alignment) => {
+                let first = self.alone.take();
+                self.caution = self.caution.saturating_sub(1);
+                if first.is_none()
+                    && ring.is_idle()
+                    && self.caution == 0
+                    && !transfer.is_flush()
+                    && !transfer.needs_bounce(alignment)
+                {
+                    self.alone = Some((transfer, request));
+                    return;
+                }
+                return first.into_iter().chain([(transfer, request)]).for_each(|(it, tag)| ring.begin(it, tag));
+            }
+            (Engine::Calls, Some(alignment)) if transfer.needs_bounce(Some(alignment)) => {
+                transfer.give(Box::new(Bounce::new(alignment)));
+                self.pulse.storage(|| transfer.carry_out(&disk.image))
+            }
+            (Engine::Calls, _) => self.pulse.storage(|| transfer.carry_out(&disk.image)),
+        };
+        self.conclude(&transfer, request, outcome);
+    }
+
+    fn conclude(&mut self, transfer: &Transfer, request: Request, outcome: Result<(), TransferError>) {
+        if outcome.is_ok() && transfer.is_whole_flush() {
+            self.disk.image.settled();
+        }
+        let status = self.failures.status(transfer, outcome);
+        self.answer(request, status);
+    }
+
+    fn answer(&mut self, request: Request, status: Status) {
+        let head = request.head;
+        self.answered.push((head, request.answer(status)));
+    }
+
+    /// Carries out the only transfer there is. As long as the host's storage is quick, that is quicker than to be told of
+    /// its end; when it is not, the thread waits for it once and is cautious from then on.
+    fn carry_out_alone(&mut self) {
+        let Some((mut transfer, request)) = self.alone.take() else { return };
+        let begun = Instant::now();
+        let outcome = self.pulse.storage(|| transfer.carry_out(&self.disk.image));
+        if begun.elapsed() > QUICK {
+            self.caution = CAUTION;
+        }
+        self.conclude(&transfer, request, outcome);
+    }
+
+    /// Tells the kernel what was begun, and takes what has come to its end.
+    fn submit_and_reap(&mut self) {
+        let Engine::Ring(ring) = &mut self.engine else { return };
+        let (disk, pulse) = (&self.disk, &self.pulse);
+        if pulse.storage(|| ring.submit()).is_err() {
+            // Whatever the kernel lacks, it is not gained by asking without a pause.
+            let _ = pulse.storage(|| descriptor::wait(&mut [], Some(REST)));
+        }
+        ring.reap(&mut self.ended, |transfer| pulse.storage(|| transfer.carry_out(&disk.image)));
+        let mut ended = std::mem::take(&mut self.ended);
+        for Ended { transfer, tag, outcome } in ended.drain(..) {
+            self.conclude(&transfer, tag, outcome);
+        }
+        self.ended = ended;
+    }
+
+    /// Whether there is something that nobody carries out yet.
+    fn has_begun(&mut self) -> bool {
+        match &mut self.engine {
+            Engine::Ring(ring) => self.alone.is_some() || ring.is_pending(),
+            Engine::Calls => false,
         }
     }
 
-    fn complain(&mut self, what: &str, error: EngineError) {
-        if let Some(count) = self.failures.again() {
-            log::error!("{what} the image, failure {count}: {error}");
-        }
+    /// Sees to what was begun, and hands back what has come to its end.
+    fn advance(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+        self.carry_out_alone();
+        self.submit_and_reap();
+        self.publish(ring)
+    }
+
+    /// Hands back what has been answered.
+    fn publish(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+        ring.complete_together(&self.answered)?;
+        self.answered.clear();
+        ring.signal()
     }
 }
 
 impl QueueHandler for RequestQueue {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        match &self.engine {
+            Engine::Ring(ring) => vec![ring.as_fd()],
+            Engine::Calls => Vec::new(),
+        }
+    }
+
     fn pulse(&self) -> Arc<Pulse> {
         Arc::clone(&self.pulse)
     }
@@ -71,17 +224,43 @@ impl QueueHandler for RequestQueue {
 
     fn run(&mut self, ring: &mut Ring) -> Result<Next, RingError> {
         ring.quiet()?;
+        let mut next = Next::Again;
         for _ in 0..BATCH {
+            if !self.has_room() {
+                // The end of a transfer is what to wait for, not a kick.
+                next = Next::Wait;
+                break;
+            }
             let Some(chain) = ring.pop()? else {
-                return Ok(if ring.listen()? { Next::Again } else { Next::Wait });
+                if self.has_begun() {
+                    // Before the driver is asked for a kick: it may have more by then, and spares itself one.
+                    self.advance(ring)?;
+                } else if !ring.listen()? {
+                    next = Next::Wait;
+                    break;
+                }
+                continue;
             };
-            let mut request = Request::parse(chain, self.disk.capacity)?;
-            let head = request.head;
-            let operation = std::mem::replace(&mut request.operation, Operation::Flush);
-            let status = self.carry_out(operation);
-            ring.complete(head, request.answer(status))?;
-            ring.signal()?;
+            self.begin(Request::parse(chain, self.disk.capacity)?);
+            if matches!(self.engine, Engine::Calls) {
+                self.publish(ring)?;
+            }
         }
-        Ok(Next::Again)
+        self.advance(ring)?;
+        Ok(if self.has_begun() { Next::Again } else { next })
+    }
+
+    fn stop(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+        self.carry_out_alone();
+        loop {
+            self.submit_and_reap();
+            let Engine::Ring(uring) = &mut self.engine else { break };
+            if uring.is_idle() {
+                break;
+            }
+            // What cannot be waited for now is asked for again.
+            let _ = self.pulse.storage(|| uring.wait());
+        }
+        self.publish(ring)
     }
 }

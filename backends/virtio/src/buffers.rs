@@ -1,7 +1,8 @@
 //! The buffers of one request in guest memory, and every way in which their bytes are read or written.
 //!
 //! The kernel reads and writes them through their addresses in this process, with no copy. Every write, the kernel's
-//! included, is recorded in the dirty bitmap of its region, here and nowhere else. (Rings are written through
+//! included, is recorded in the dirty bitmap of its region, here and nowhere else: who hands addresses to the kernel
+//! ([`Buffers::parts`]) says what came of it ([`Buffers::filled`]). (Rings are written through
 //! [`Bytes`](vm_memory::Bytes), which does the same.)
 //!
 //! A guest may change its memory at any time, so bytes are copied out once and then looked at.
@@ -72,6 +73,10 @@ impl<B: Bitmap> Buffers<B> {
         let mut keep = at;
         let mut kept = self.first;
         while let Some(part) = self.parts.get_mut(kept) {
+            // Nothing of a part stays an empty part, which O_DIRECT would not like where it lies.
+            if keep == 0 {
+                break;
+            }
             if part.iov_len > keep {
                 // SAFETY: `keep` is less than the part's length, so the sum is an address within the part.
                 let start = unsafe { part.iov_base.byte_add(keep) };
@@ -124,32 +129,27 @@ impl<B: Bitmap> Buffers<B> {
         copied
     }
 
-    /// Fills from a file at `offset` by one preadv(2); returns how many bytes came, 0 at the file's end.
-    ///
-    /// # Errors
-    /// What preadv(2) answers.
-    pub fn read_from(&mut self, file: BorrowedFd<'_>, offset: i64) -> nix::Result<usize> {
-        let parts = self.call_parts();
-        // SAFETY: every part is a range of a mapping that `memory` keeps alive for the call, and guest memory may be
-        // written by anyone at any time.
-        let count = unsafe { libc::preadv(file.as_raw_fd(), parts.as_ptr(), count_of(parts), offset) };
-        let count = length(count)?;
-        self.written(count);
-        Ok(count)
+    /// What of it one system call can take: at most [`PARTS`] parts. They stay where they are, and lead into guest memory,
+    /// until this is changed or dropped.
+    pub fn parts(&self) -> &[iovec] {
+        let left = self.left();
+        left.get(..PARTS).unwrap_or(left)
     }
 
-    /// Writes to a file at `offset` by one pwritev2(2); returns how many bytes went. `flags` are `RWF_DSYNC` and its
-    /// like.
-    ///
-    /// # Errors
-    /// What pwritev2(2) answers.
-    pub fn write_to(&mut self, file: BorrowedFd<'_>, offset: i64, flags: i32) -> nix::Result<usize> {
-        let parts = self.call_parts();
-        // SAFETY: every part is a range of a mapping that `memory` keeps alive for the call.
-        let count = unsafe { libc::pwritev2(file.as_raw_fd(), parts.as_ptr(), count_of(parts), offset, flags) };
-        let count = length(count)?;
+    /// Whether every part begins at a multiple of `address` in this process and has a multiple of `length` bytes.
+    pub fn is_aligned(&self, address: usize, length: usize) -> bool {
+        let is = |part: &iovec| (part.iov_base as usize).is_multiple_of(address) && part.iov_len.is_multiple_of(length);
+        self.left().iter().all(is)
+    }
+
+    /// The kernel has filled the first `count` bytes: records that, and goes on behind them.
+    pub fn filled(&mut self, count: usize) {
+        self.written(count);
+    }
+
+    /// The kernel has taken the first `count` bytes: goes on behind them.
+    pub fn taken(&mut self, count: usize) {
         self.advance(count);
-        Ok(count)
     }
 
     /// Writes all that is left as one packet by writev(2).
@@ -170,11 +170,6 @@ impl<B: Bitmap> Buffers<B> {
 
     fn left(&self) -> &[iovec] {
         self.parts.get(self.first..).unwrap_or_default()
-    }
-
-    fn call_parts(&self) -> &[iovec] {
-        let left = self.left();
-        left.get(..PARTS).unwrap_or(left)
     }
 
     /// Records that the first `count` bytes have been written, and goes on behind them.
@@ -274,7 +269,6 @@ fn length(answer: isize) -> nix::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek, Write};
     use std::os::fd::AsFd;
     use vm_memory::Bytes;
     use vm_memory::bitmap::AtomicBitmap;
@@ -293,10 +287,6 @@ mod tests {
             region.bitmap().dirty_at(usize::try_from(offset.0).unwrap())
         };
         (0..32).map(|page| page * 0x1000).filter(dirty).collect()
-    }
-
-    fn clean(memory: &Tracked) {
-        memory.iter().for_each(|region| (**region).bitmap().reset());
     }
 
     fn buffers(memory: &Tracked, parts: &[(u64, usize)]) -> Buffers<AtomicBitmap> {
@@ -321,28 +311,41 @@ mod tests {
     #[test]
     fn the_kernels_writes_are_recorded_as_far_as_they_went() {
         let memory = memory();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"0123456789").unwrap();
         let mut target = buffers(&memory, &[(0x1000, 4), (0x3000, 4), (0x5000, 0x2000)]);
-        assert_eq!(target.read_from(file.as_fd(), 2), Ok(8));
+        target.filled(8);
         assert_eq!(dirty(&memory), [0x1000, 0x3000]);
-        assert_eq!(target.len(), 0x2000);
-        assert_eq!(target.read_from(file.as_fd(), 10), Ok(0), "the end of the file");
-        assert_eq!(memory.read_obj::<[u8; 4]>(GuestAddress(0x3000)).unwrap(), *b"6789");
+        assert_eq!((target.len(), target.parts().len()), (0x2000, 1));
+        target.filled(0);
+        assert_eq!(dirty(&memory), [0x1000, 0x3000]);
     }
 
     #[test]
-    fn writing_a_file_records_nothing() {
+    fn what_the_kernel_takes_is_not_recorded() {
         let memory = memory();
-        memory.write_slice(b"hello", GuestAddress(0x2000)).unwrap();
-        clean(&memory);
-        let mut file = tempfile::tempfile().unwrap();
-        assert_eq!(buffers(&memory, &[(0x2000, 2), (0x2002, 3)]).write_to(file.as_fd(), 0, 0), Ok(5));
-        file.rewind().unwrap();
-        let mut text = String::new();
-        file.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "hello");
+        let mut source = buffers(&memory, &[(0x2000, 2), (0x2002, 3)]);
+        source.taken(3);
+        assert_eq!((source.len(), source.parts().first().map(|part| part.iov_len)), (2, Some(2)));
         assert!(dirty(&memory).is_empty());
+    }
+
+    #[test]
+    fn one_call_takes_so_many_parts() {
+        let memory = memory();
+        let mut many = buffers(&memory, &[(0x100, 8); PARTS + 1]);
+        assert_eq!(many.parts().len(), PARTS);
+        many.taken(PARTS * 8);
+        assert_eq!((many.parts().len(), many.len()), (1, 8));
+    }
+
+    #[test]
+    fn alignment_is_that_of_every_part_that_is_left() {
+        let memory = memory();
+        let mut buffers = buffers(&memory, &[(0x101, 0xff), (0x1000, 0x200), (0x2200, 0x400)]);
+        assert!(!buffers.is_aligned(512, 512));
+        buffers.taken(0xff);
+        assert!(buffers.is_aligned(512, 512));
+        assert!(!buffers.is_aligned(4096, 512));
+        assert!(!buffers.is_aligned(512, 1024));
     }
 
     #[test]
@@ -355,6 +358,9 @@ mod tests {
             let (mut first, mut second) = ([0; 6], [0; 6]);
             assert_eq!((front.read(&mut first), back.read(&mut second)), (at, 6 - at));
             assert_eq!([&first[..at], &second[..6 - at]].concat(), b"abcdef");
+            let mut front = buffers(&memory, &[(0, 2), (2, 2), (4, 2)]);
+            let back = front.split_off(at);
+            assert!(front.parts().iter().chain(back.parts()).all(|part| part.iov_len > 0), "no part is empty");
         }
     }
 

@@ -1,20 +1,27 @@
 //! The tables of `blk`.
 
 use libc::{
-    F_ADD_SEALS, MFD_ALLOW_SEALING, MFD_CLOEXEC, SYS_fcntl, SYS_fdatasync, SYS_lseek, SYS_memfd_create, SYS_preadv,
-    SYS_pwritev2,
+    F_ADD_SEALS, MFD_ALLOW_SEALING, MFD_CLOEXEC, SYS_fcntl, SYS_fdatasync, SYS_fsync, SYS_io_uring_enter,
+    SYS_io_uring_register, SYS_io_uring_setup, SYS_lseek, SYS_memfd_create, SYS_preadv, SYS_pwritev2, SYS_statx,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
 
 /// Until it is ready, beyond what every backend needs.
-pub const LAUNCH: &[Rule] = &[allow(SYS_lseek, "the size of the image or block device")];
+pub const LAUNCH: &[Rule] = &[
+    allow(SYS_lseek, "the size of the image or block device"),
+    allow(SYS_statx, "what the image asks of buffers that go past the page cache"),
+    allow(SYS_io_uring_setup, "a ring for every queue; none can be made later"),
+    allow(SYS_io_uring_register, "the files of a ring and what it is restricted to, which nothing can change later"),
+];
 
 /// Once it is ready, beyond what every backend may do.
 pub const RUN: &[Rule] = &[
-    allow(SYS_preadv, "reads of the image into guest memory"),
-    allow(SYS_pwritev2, "writes of the image from guest memory, durable ones by a flag"),
-    allow(SYS_fdatasync, "flushes of the image"),
+    allow(SYS_io_uring_enter, "reads, writes and flushes of the image, and nothing else: the rings are restricted"),
+    allow(SYS_preadv, "reads of the image where the host forbids io_uring"),
+    allow(SYS_pwritev2, "writes of the image there, durable ones by a flag"),
+    allow(SYS_fdatasync, "flushes of the image there"),
+    allow(SYS_fsync, "the first flush of the image there after an earlier process"),
     allow_if(
         SYS_memfd_create,
         &[Check::Equals(1, MFD_CLOEXEC | MFD_ALLOW_SEALING)],

@@ -39,13 +39,13 @@ struct LastStep {
 }
 
 impl LastStep {
-    fn new(executable: &str, role: &str) -> Self {
+    fn new(executable: &str, role: &str, denied: &[i64]) -> Self {
         let known = seccomp::Role::ALL.into_iter().find(|known| known.to_string() == role).unwrap();
-        Self {
-            executable: File::open(executable).unwrap(),
-            name: CString::new(role).unwrap(),
-            filters: seccomp::launch_filters(known).unwrap(),
+        let mut filters = seccomp::launch_filters(known).unwrap();
+        if !denied.is_empty() {
+            filters.insert(0, deny(denied));
         }
+        Self { executable: File::open(executable).unwrap(), name: CString::new(role).unwrap(), filters }
     }
 
     /// In the child, between fork and exec; it does not return if all goes well.
@@ -70,12 +70,26 @@ impl LastStep {
     }
 }
 
+/// A filter of a host that answers some calls with EPERM.
+fn deny(calls: &[i64]) -> seccompiler::BpfProgram {
+    let rules = calls.iter().map(|&call| (call, Vec::new())).collect();
+    let (allow, refuse) =
+        (seccompiler::SeccompAction::Allow, seccompiler::SeccompAction::Errno(libc::EPERM.unsigned_abs()));
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    seccompiler::SeccompFilter::new(rules, allow, refuse, arch).unwrap().try_into().unwrap()
+}
+
 /// Starts `executable` as a process of `role` under that role's launch filters, with `control` as its control channel.
 pub fn spawn(executable: &str, role: &str, control: impl AsFd) -> Child {
+    spawn_denied(executable, role, control, &[])
+}
+
+/// The same on a host that answers the system calls `denied` with EPERM.
+fn spawn_denied(executable: &str, role: &str, control: impl AsFd, denied: &[i64]) -> Child {
     // A number that dup2 above cannot find to be its target already, which would leave close-on-exec set.
     let control = nix::fcntl::fcntl(control, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(64)).unwrap();
     let mut command = Command::new(executable);
-    let last_step = LastStep::new(executable, role);
+    let last_step = LastStep::new(executable, role, denied);
     // SAFETY: what it does is system calls alone, on memory made before the fork.
     unsafe { command.pre_exec(move || last_step.run(control)) };
     let child = command.spawn().unwrap();
@@ -94,8 +108,13 @@ pub struct Backend {
 impl Backend {
     /// Starts `executable` and has it serve `spec`; returns it and the front-end's end of the vhost-user socket.
     pub fn start(executable: &str, spec: DeviceSpec) -> (Self, UnixStream) {
+        Self::start_denied(executable, spec, &[])
+    }
+
+    /// The same on a host that answers the system calls `denied` with EPERM.
+    pub fn start_denied(executable: &str, spec: DeviceSpec, denied: &[i64]) -> (Self, UnixStream) {
         let (control, theirs) = Channel::pair().unwrap();
-        let child = spawn(executable, spec.kind().role(), &theirs);
+        let child = spawn_denied(executable, spec.kind().role(), &theirs, denied);
         drop(theirs);
         let (alive, ended) = channel::<()>();
         let pid = Pid::from_raw(child.id().try_into().unwrap());
@@ -112,7 +131,12 @@ impl Backend {
 
     /// Starts it and waits until it is ready.
     pub fn ready(executable: &str, spec: DeviceSpec, queues: u64) -> (Self, Frontend) {
-        let (backend, socket) = Self::start(executable, spec);
+        Self::ready_denied(executable, spec, queues, &[])
+    }
+
+    /// The same on a host that answers the system calls `denied` with EPERM.
+    pub fn ready_denied(executable: &str, spec: DeviceSpec, queues: u64, denied: &[i64]) -> (Self, Frontend) {
+        let (backend, socket) = Self::start_denied(executable, spec, denied);
         assert!(matches!(backend.message(), FromBackend::Ready));
         (backend, Frontend::from_stream(socket, queues))
     }

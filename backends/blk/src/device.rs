@@ -50,6 +50,8 @@ pub fn open(spec: DeviceSpec, _outbox: &Outbox) -> Result<Opened<BlkDevice>, Fau
         return Err(Fault::internal("ozone-blk was started for a device that is not a disk"));
     };
     let name = spec.serial;
+    #[cfg(feature = "crash-points")]
+    virtio_backend::crash::arm(&name);
     let image = Image::new(spec.image.into_fd(), spec.direct, spec.successor)
         .map_err(|errno| Fault::input(format!("ask how disk '{name}' is to be read and written: {errno}")))?;
     let size = image.size().map_err(|errno| Fault::input(format!("ask the size of disk '{name}': {errno}")))?;

@@ -200,6 +200,10 @@ impl RequestQueue {
 
     /// Hands back what has been answered.
     fn publish(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+        #[cfg(feature = "crash-points")]
+        if !self.answered.is_empty() {
+            virtio_backend::crash::pass(virtio_backend::crash::Point::Io);
+        }
         ring.complete_together(&self.answered)?;
         self.answered.clear();
         ring.signal()

@@ -12,6 +12,8 @@
 mod allocator;
 pub mod buffers;
 pub mod chain;
+#[cfg(feature = "crash-points")]
+pub mod crash;
 pub mod descriptor;
 pub mod device;
 pub mod heartbeat;

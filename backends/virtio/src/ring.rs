@@ -11,6 +11,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::{Chain, ChainError};
+#[cfg(feature = "crash-points")]
+use crate::crash::{Point, pass};
 use crate::descriptor::Call;
 use crate::inflight::{Part, ResumeError, Tracker};
 use crate::memory::Memory;
@@ -160,6 +162,8 @@ impl Ring {
                 if let Some(tracker) = &mut self.tracker {
                     tracker.taken(head);
                 }
+                #[cfg(feature = "crash-points")]
+                pass(Point::Fetch);
             }
             Err(_) => self.queue.go_to_previous_position(),
         }
@@ -223,12 +227,16 @@ impl Ring {
             let place = GuestAddress(self.queue.used_ring().saturating_add(place));
             let element = u64::from(head) | u64::from(written) << 32;
             self.memory.write_obj(element.to_le(), place).map_err(virtio_queue::Error::GuestMemory)?;
+            #[cfg(feature = "crash-points")]
+            pass(Point::Element);
             used = used.wrapping_add(1);
         }
         let index = GuestAddress(self.queue.used_ring().saturating_add(2));
         // The driver that reads the index has to find the elements; and if this process ends here, they come before it.
         self.memory.store(used.to_le(), index, Ordering::Release).map_err(virtio_queue::Error::GuestMemory)?;
         compiler_fence(Ordering::SeqCst);
+        #[cfg(feature = "crash-points")]
+        pass(Point::Index);
         self.queue.set_next_used(used);
         for &(head, _) in chains {
             self.hold(head, Held::No);
@@ -236,6 +244,8 @@ impl Ring {
         if let Some(tracker) = &mut self.tracker {
             tracker.published(chains.iter().map(|&(head, _)| head), used);
         }
+        #[cfg(feature = "crash-points")]
+        pass(Point::Commit);
         Ok(())
     }
 

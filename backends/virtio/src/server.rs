@@ -85,6 +85,10 @@ impl<D: Device> Server<D> {
     }
 
     fn offered(&self) -> u64 {
+        #[cfg(feature = "crash-points")]
+        if crate::crash::without_indirect() {
+            return (FEATURES & !(1 << VIRTIO_RING_F_INDIRECT_DESC)) | self.device.features();
+        }
         FEATURES | self.device.features()
     }
 

@@ -8,7 +8,9 @@ mod driver;
 mod process;
 
 pub use driver::{Guest, NEXT, Queue, USER, WRITE};
-pub use process::{Backend, Frontend, Record, VERSION_1, config, connect, enable, enable_from, negotiate, spawn};
+pub use process::{
+    Backend, Frontend, Record, VERSION_1, config, connect, crash_points, enable, enable_from, negotiate, spawn,
+};
 pub use vhost::vhost_user;
 pub use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 

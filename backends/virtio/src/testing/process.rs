@@ -97,6 +97,25 @@ fn spawn_denied(executable: &str, role: &str, control: impl AsFd, denied: &[i64]
     child
 }
 
+/// Builds the executable of `package` with its feature `crash-points`, where it cannot be taken for that which is
+/// shipped, and returns its path.
+pub fn crash_points(package: &str) -> String {
+    // target/TRIPLE/PROFILE/deps/test
+    let test = std::env::current_exe().unwrap();
+    let target = test.ancestors().nth(4).unwrap().join("crash-points");
+    let triple = test.ancestors().nth(3).unwrap().file_name().unwrap();
+    let status = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+        .args(["build", "--quiet", "--package", package, "--features", "crash-points", "--target-dir"])
+        .arg(&target)
+        .arg("--target")
+        .arg(triple)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .status()
+        .unwrap();
+    assert!(status.success(), "{package} with crash points could not be built");
+    target.join(triple).join("debug").join(package).display().to_string()
+}
+
 /// A running backend.
 pub struct Backend {
     child: Child,
@@ -156,6 +175,16 @@ impl Backend {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Ends it as nothing can be kept from doing.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
     }
 
     /// Waits for its end.

@@ -170,17 +170,23 @@ impl RequestQueue {
     /// Tells the kernel what was begun, and takes what has come to its end.
     fn submit_and_reap(&mut self) {
         let Engine::Ring(ring) = &mut self.engine else { return };
-        let (disk, pulse) = (&self.disk, &self.pulse);
-        if pulse.storage(|| ring.submit()).is_err() {
-            // Whatever the kernel lacks, it is not gained by asking without a pause.
-            let _ = pulse.storage(|| descriptor::wait(&mut [], Some(REST)));
+        let submitted = self.pulse.storage(|| ring.submit());
+        if submitted.is_err() {
+            self.pause();
         }
+        let Engine::Ring(ring) = &mut self.engine else { return };
+        let (disk, pulse) = (&self.disk, &self.pulse);
         ring.reap(&mut self.ended, |transfer| pulse.storage(|| transfer.carry_out(&disk.image)));
         let mut ended = std::mem::take(&mut self.ended);
         for Ended { transfer, tag, outcome } in ended.drain(..) {
             self.conclude(&transfer, tag, outcome);
         }
         self.ended = ended;
+    }
+
+    /// Whatever the kernel lacks, it is not gained by asking without a pause.
+    fn pause(&self) {
+        let _ = self.pulse.storage(|| descriptor::wait(&mut [], Some(REST)));
     }
 
     /// Whether there is something that nobody carries out yet.
@@ -262,8 +268,9 @@ impl QueueHandler for RequestQueue {
             if uring.is_idle() {
                 break;
             }
-            // What cannot be waited for now is asked for again.
-            let _ = self.pulse.storage(|| uring.wait());
+            if self.pulse.storage(|| uring.wait()).is_err() {
+                self.pause();
+            }
         }
         self.publish(ring)
     }

@@ -51,7 +51,8 @@ pub enum Kind {
     },
 }
 
-/// What to ask the kernel for. The parts are valid until the transfer is changed or dropped.
+/// What to ask the kernel for. The parts are valid, and stay where they are, until the transfer is changed or dropped; it
+/// may be moved meanwhile.
 #[derive(Debug)]
 pub enum Step<'t> {
     /// preadv(2) at an offset.

@@ -59,6 +59,8 @@ struct Machine {
     indirect: bool,
     image: tempfile::NamedTempFile,
     direct: bool,
+    /// System calls that the host answers with EPERM.
+    denied: &'static [i64],
     record: Option<Record>,
     /// Of each block, the last write that was acknowledged.
     acknowledged: Vec<u64>,
@@ -93,6 +95,7 @@ impl Machine {
             indirect,
             image,
             direct,
+            denied: &[],
             record: None,
             acknowledged: vec![0; count],
             busy: vec![false; count],
@@ -118,7 +121,8 @@ impl Machine {
             queues,
         };
         self.incarnations += 1;
-        let (backend, mut frontend) = Backend::ready(executable, DeviceSpec::Blk(spec), queues.into());
+        let (backend, mut frontend) =
+            Backend::ready_denied(executable, DeviceSpec::Blk(spec), queues.into(), self.denied);
         let features = negotiate(&mut frontend, &self.guest, EVENT_IDX);
         assert_eq!(features & INDIRECT_DESC == 0, serial.ends_with("-d"), "{serial}: what is offered");
         let record = self.record.get_or_insert_with(|| Record::get(&mut frontend, queues, SIZE));
@@ -345,8 +349,10 @@ fn after_the_record_was_written() {
 
 #[test]
 fn killed_at_any_time() {
-    for (queues, indirect) in [(1, true), (4, false)] {
+    let forbidden: &[i64] = &[libc::SYS_io_uring_setup];
+    for (queues, indirect, denied) in [(1, true, &[][..]), (4, false, &[]), (2, true, forbidden)] {
         let mut machine = Machine::new(queues, 32, indirect, true);
+        machine.denied = denied;
         for _ in 0..12 {
             let patience = Duration::from_micros(machine.random.below(12_000));
             let mut incarnation = machine.attach(EXECUTABLE, "root");

@@ -8,7 +8,7 @@ mod vmm;
 
 use std::fs::{self, File};
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ fn guest(vm: &mut Vm, line: &str) -> Result<()> {
 }
 
 /// The reports that the guest left at the beginning of its disk, one behind the other.
-fn figures(disk: &PathBuf) -> Result<Vec<Figure>> {
+fn figures(disk: &Path) -> Result<Vec<Figure>> {
     let mut reports = serde_json::Deserializer::from_reader(BufReader::new(File::open(disk)?));
     let mut figures = disk::figures(&Deserialize::deserialize(&mut reports).context("fio's report")?)?;
     for words in ["TCP from the guest", "TCP to the guest"] {

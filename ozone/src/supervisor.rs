@@ -23,6 +23,7 @@ use crate::uids::Uids;
 
 mod backoff;
 mod device;
+mod drain;
 mod ending;
 mod heartbeat;
 mod log_pipe;

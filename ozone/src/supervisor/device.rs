@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
+use super::drain::Drain;
 use super::heartbeat::Heartbeat;
+use super::processes::Child;
 use crate::control::message::DeviceState;
 use crate::resources::Prepared;
 
@@ -31,17 +33,17 @@ pub enum State {
     },
     /// It has ended; what it began may still be under way.
     Draining {
-        /// What the next process is handed, once it is free.
-        prepared: Option<Prepared>,
-        /// When it is looked at again.
-        look: Instant,
-        /// When it is overdue, until that has been said.
-        overdue: Option<Instant>,
+        /// How far that is.
+        drain: Drain,
+        /// The next process, on its way through its jail meanwhile and told nothing.
+        next: Option<Box<Child>>,
     },
     /// The next process waits for its time.
     Waiting {
         /// What it is handed.
         prepared: Option<Prepared>,
+        /// The process, if it is in its jail already.
+        next: Option<Box<Child>>,
         /// When it is started; never, before it is asked for.
         until: Option<Instant>,
     },
@@ -154,7 +156,7 @@ impl Device {
         match &self.state {
             State::Up { heartbeat, .. } => Some(heartbeat.deadline()),
             State::Ending { overdue } => *overdue,
-            State::Draining { look, .. } => Some(*look),
+            State::Draining { drain, .. } => Some(drain.deadline()),
             State::Waiting { until, .. } => *until,
             State::Detaching { deadline } | State::Starting { deadline, .. } | State::Attaching { deadline } => {
                 Some(*deadline)

@@ -10,6 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use protocol::{Attach, FromBackend, FromCore, LinkError, Start, ToBackend, ToCore};
 
 use super::device::Device;
+use super::drain;
 use super::processes::{Child, Event, Message, Processes};
 use super::requests::Waits;
 use super::{Setting, SupervisorError};
@@ -23,9 +24,6 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long what an earlier machine began may be in the way of a launch.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How often it is looked whether it still is: the kernel tells of no lock.
-pub const DRAIN_LOOK: Duration = Duration::from_millis(2);
 
 /// What every phase has at hand.
 #[derive(Debug)]
@@ -122,7 +120,7 @@ impl<'a> Machine<'a> {
                 return Err(error.into());
             }
             // No backend has been told anything, so whatever happens meanwhile is the end, or nothing.
-            match self.processes.next(Some(Instant::now() + DRAIN_LOOK)) {
+            match self.processes.next(Some(Instant::now() + drain::LOOK)) {
                 Event::Deadline => {}
                 event => self.other(event, false)?,
             }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use protocol::{DeviceId, FromBackend, FromCore, ToBackend, ToCore};
 
 use super::device::{Device, Loss, State};
+use super::drain::{Drain, Look};
 use super::heartbeat::{Due, Heartbeat};
-use super::machine::{DRAIN_LOOK, Machine};
+use super::machine::Machine;
 use super::processes::{Child, Event, Message};
 use super::spawn;
 use crate::control::message::MachineState;
@@ -26,7 +27,7 @@ const READY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the core may take to stop a device's queues, or to connect to a backend: longer than it gives the backend.
 const CORE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// When what a process began has not ended after so long, it is said.
+/// When a killed process has not ended after so long, it is said.
 const OVERDUE: Duration = Duration::from_secs(10);
 
 /// How long a process that ended in good order is let be: as a rule the whole machine is coming to its end.
@@ -305,7 +306,7 @@ impl<'a> Machine<'a> {
         }
         let now = Instant::now();
         if let Some(device) = self.device(place) {
-            device.state = State::Draining { prepared: None, look: now, overdue: Some(now + OVERDUE) };
+            device.state = State::Draining { drain: Drain::new(now), next: None };
         }
         self.look_at_drain(place)
     }
@@ -316,45 +317,49 @@ impl<'a> Machine<'a> {
         let index = place.wrapping_sub(1);
         let ended = self.processes.is_drained(place);
         let Some(host) = self.setting.resources.devices.get(index) else { return Ok(()) };
-        let Some(State::Draining { prepared, look, overdue }) = self.device(place).map(|device| &mut device.state)
-        else {
+        let Some(State::Draining { drain, next }) = self.device(place).map(|device| &mut device.state) else {
             return Ok(());
         };
-        let mut complaint = None;
-        let mut found = None;
-        if ended {
-            let fresh = prepared.take().map_or_else(|| host.prepare(), Ok);
-            match fresh.and_then(|fresh| fresh.is_free().map(|free| (fresh, free))) {
-                Ok((fresh, true)) => found = Some(fresh),
-                Ok((fresh, false)) => {
-                    *prepared = Some(fresh);
-                    *look = now + DRAIN_LOOK;
-                }
-                Err(error) => {
-                    *look = now + RETRY;
-                    complaint = Some(error);
-                }
+        match drain.look(host, ended, now) {
+            Look::Free(prepared) => {
+                let next = next.take();
+                self.drained(place, prepared, next)
             }
-        } else {
-            // The end of its sentinel is told.
-            *look = overdue.unwrap_or(now + OVERDUE);
-        }
-        if found.is_none() && overdue.is_some_and(|overdue| overdue <= now) {
-            complaint = complaint.or_else(|| host.draining(OVERDUE.as_secs()));
-            *overdue = None;
-            *look = (*look).max(now + DRAIN_LOOK);
-        }
-        if let Some(error) = complaint {
-            report::say(&format!("[{}] {error}", self.processes.name(place)));
-        }
-        match found {
-            Some(prepared) => self.drained(place, prepared),
-            None => Ok(()),
+            Look::Waits(complaint) => {
+                let enter = next.is_none();
+                if let Some(error) = complaint {
+                    report::say(&format!("[{}] {error}", self.processes.name(place)));
+                }
+                if enter {
+                    self.enter_early(place);
+                }
+                Ok(())
+            }
         }
     }
 
+    /// Sends the next process of a device into its jail while the last one's requests end, if it is to start at once.
+    fn enter_early(&mut self, place: usize) {
+        let restart = self.spec_of(place).map(|spec| spec.policy.restart);
+        let at_once = |loss: &Loss| loss.by_hand || (loss.delay.is_zero() && restart != Some(Restart::Never));
+        if !self.device(place).is_some_and(|device| device.loss.as_ref().is_some_and(at_once)) {
+            return;
+        }
+        // What is in the way is told when it is started in earnest.
+        if let Ok(child) = self.enter(place)
+            && let Some(State::Draining { next, .. }) = self.device(place).map(|device| &mut device.state)
+        {
+            *next = Some(Box::new(child));
+        }
+    }
+
+    fn enter(&self, place: usize) -> Result<Child, Ending> {
+        let entered = spawn::enter(&self.setting, place, false)?;
+        Ok(Child::entering(entered.process, entered.child.follow(), entered.link, entered.log))
+    }
+
     /// Nothing of the last process is under way: the core may let go of what waits for that, and the next one can come.
-    fn drained(&mut self, place: usize, prepared: Prepared) -> Result<(), Ending> {
+    fn drained(&mut self, place: usize, prepared: Prepared, next: Option<Box<Child>>) -> Result<(), Ending> {
         let Some(spec) = self.spec_of(place) else { return Ok(()) };
         self.send_core(&ToCore::Gone { device: spec.id.clone() })?;
         let restart = spec.policy.restart;
@@ -368,7 +373,7 @@ impl<'a> Machine<'a> {
             Some(loss) => Some(now + loss.delay),
             None => Some(now),
         };
-        device.state = State::Waiting { prepared: Some(prepared), until };
+        device.state = State::Waiting { prepared: Some(prepared), next, until };
         if until.is_none() {
             if let Some(loss) = &mut device.loss {
                 loss.told &= !loss.orderly;
@@ -383,9 +388,10 @@ impl<'a> Machine<'a> {
     fn start(&mut self, place: usize) -> Result<(), Ending> {
         let now = Instant::now();
         let Some(device) = self.device(place) else { return Ok(()) };
-        let State::Waiting { prepared, .. } = &mut device.state else { return Ok(()) };
-        let Some(prepared) = prepared.take() else {
-            device.state = State::Draining { prepared: None, look: now, overdue: Some(now + OVERDUE) };
+        let State::Waiting { prepared, next, .. } = &mut device.state else { return Ok(()) };
+        let (prepared, next) = (prepared.take(), next.take());
+        let Some(prepared) = prepared else {
+            device.state = State::Draining { drain: Drain::new(now), next: None };
             return self.look_at_drain(place);
         };
         if let Some(loss) = device.loss.as_mut().filter(|loss| loss.orderly && !loss.by_hand) {
@@ -394,7 +400,7 @@ impl<'a> Machine<'a> {
             loss.orderly = false;
         }
         self.tell_loss(place);
-        match self.spawn(place, prepared) {
+        match self.spawn(place, prepared, next) {
             Ok(socket) => {
                 if let Some(device) = self.device(place) {
                     device.state = State::Starting { socket, ready: false, deadline: now + READY_PATIENCE };
@@ -408,16 +414,15 @@ impl<'a> Machine<'a> {
                 if let Some(loss) = &mut device.loss {
                     (loss.cause, loss.delay, loss.told) = (ending.to_string(), delay, false);
                 }
-                device.state = State::Waiting { prepared: None, until: Some(now + delay) };
+                device.state = State::Waiting { prepared: None, next: None, until: Some(now + delay) };
                 self.tell_loss(place);
                 Ok(())
             }
         }
     }
 
-    fn spawn(&mut self, place: usize, prepared: Prepared) -> Result<OwnedFd, Ending> {
-        let entered = spawn::enter(&self.setting, place, false)?;
-        let child = Child::entering(entered.process, entered.child.follow(), entered.link, entered.log);
+    fn spawn(&mut self, place: usize, prepared: Prepared, next: Option<Box<Child>>) -> Result<OwnedFd, Ending> {
+        let child = next.map_or_else(|| self.enter(place), |child| Ok(*child))?;
         self.processes.replace(place, child);
         self.start_device(place, prepared, true)
     }

@@ -275,3 +275,64 @@ impl QueueHandler for RequestQueue {
         self.publish(ring)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+    use crate::image::Image;
+    use std::os::fd::OwnedFd;
+    use virtio_backend::{Buffers, Chain, Memory};
+    use virtio_bindings::virtio_blk::VIRTIO_BLK_T_FLUSH;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const STATUS: GuestAddress = GuestAddress(0x1000);
+
+    fn disk(image: Image) -> Arc<Disk> {
+        Arc::new(Disk { image, capacity: 512, read_only: false, id: [0; 20] })
+    }
+
+    /// Has `queue` carry out a flush; returns its status.
+    fn flush(queue: &mut RequestQueue) -> u8 {
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+        memory.write_obj(VIRTIO_BLK_T_FLUSH.to_le(), GuestAddress(0)).unwrap();
+        memory.write_obj(0xee_u8, STATUS).unwrap();
+        let buffers = || Buffers::new(Arc::clone(&memory));
+        let mut chain = Chain { head: 0, readable: buffers(), writable: buffers() };
+        chain.readable.push(GuestAddress(0), 16).unwrap();
+        chain.writable.push(STATUS, 1).unwrap();
+        queue.begin(Request::parse(chain, 512).unwrap());
+        if let Engine::Ring(ring) = &mut queue.engine {
+            ring.submit().unwrap();
+            ring.wait().unwrap();
+        }
+        queue.submit_and_reap();
+        memory.read_obj(STATUS).unwrap()
+    }
+
+    fn engines(image: &Image) -> [Engine; 2] {
+        let (_, sentinel) = std::io::pipe().unwrap();
+        [Engine::Calls, Engine::Ring(Box::new(Uring::new(image, sentinel.as_fd()).unwrap()))]
+    }
+
+    #[test]
+    fn a_successors_flushes_ask_about_everything_until_one_succeeds() {
+        for number in 0..2 {
+            let image = Image::new(tempfile::tempfile().unwrap().into(), false, true).unwrap();
+            let engine = engines(&image).into_iter().nth(number).unwrap();
+            let mut queue = RequestQueue::new(disk(image), engine);
+            assert!(queue.disk.image.inherited());
+            assert_eq!(flush(&mut queue), 0);
+            assert!(!queue.disk.image.inherited());
+            assert_eq!(flush(&mut queue), 0);
+
+            // A pipe cannot be flushed.
+            let (_reader, writer) = std::io::pipe().unwrap();
+            let image = Image::new(OwnedFd::from(writer), false, true).unwrap();
+            let engine = engines(&image).into_iter().nth(number).unwrap();
+            let mut queue = RequestQueue::new(disk(image), engine);
+            assert_eq!(flush(&mut queue), 1);
+            assert!(queue.disk.image.inherited(), "nobody knows yet what became of it");
+        }
+    }
+}

@@ -330,6 +330,24 @@ fn a_next_outside_of_the_table_latches_the_queue() {
 }
 
 #[test]
+fn a_request_made_available_twice_latches_the_queue() {
+    let mut disk = Disk::new(&image(4096), false, 0);
+    disk.header(IN, 0);
+    let table = disk.queue.table();
+    disk.queue.chain(&disk.guest, table, 0, &[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
+    (0..3).for_each(|_| disk.queue.offer(&disk.guest, 0));
+    disk.queue.kick.write(1).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(disk.queue.used_index(&disk.guest), 0, "the queue was given up");
+    assert_eq!(disk.frontend.get_vring_base(0).unwrap(), 1);
+    assert_eq!(disk.queue.next(&disk.guest), (0, 513), "what was begun is finished when it stops");
+    assert_eq!(disk.queue.used_index(&disk.guest), 1, "and nothing more is");
+    disk.queue = Queue::new(&disk.guest, 0, 64);
+    enable(&mut disk.frontend, &disk.queue);
+    assert_eq!(disk.read_sector(0).0, OK, "after a reset");
+}
+
+#[test]
 fn a_loop_latches_the_queue() {
     violates(|disk| {
         disk.queue.describe(&disk.guest, disk.queue.table(), 0, (HEADER, 16, 1, 1));

@@ -13,7 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use nix::unistd::{Pid, pipe};
 use protocol::{ConsoleHost, ConsoleSpec, DeviceSpec, FaultKind, FromBackend, ToBackend};
-use virtio_backend::testing::{Backend, DEADLINE, Frontend, Guest, Queue, VhostBackend, WRITE, config, connect};
+use virtio_backend::testing::{
+    Backend, DEADLINE, Frontend, Guest, Queue, VhostBackend, WRITE, config, connect, enable_from, negotiate,
+};
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_ozone-console");
 const INPUT: u64 = Guest::FREE;
@@ -386,4 +388,28 @@ fn an_unexpected_message_ends_it() {
     assert!(matches!(console.backend.message(), FromBackend::Failed(fault) if fault.kind == FaultKind::Internal));
     assert_eq!(console.backend.exit().code(), Some(1));
     assert_eq!(flags(&tcgetattr(&slave).unwrap()), flags(&before));
+}
+
+#[test]
+fn a_successor_takes_what_was_not_handed_back() {
+    let (reader, writer) = pipe().unwrap();
+    let stream = || ConsoleHost::Stream { input: None, output: writer.try_clone().unwrap().into() };
+    let mut console = Console::new(stream());
+    console.print(b"first ");
+    console.backend.kill();
+    console.backend.ended();
+    // Made available while nobody serves.
+    console.start_printing(b"second ");
+    let mut pipe = File::from(reader);
+    expect(&mut pipe, b"first ");
+    let spec = ConsoleSpec { host: stream(), serial: None };
+    let (_successor, mut frontend) = Backend::ready(EXECUTABLE, DeviceSpec::Console(spec), 2);
+    negotiate(&mut frontend, &console.guest, 0);
+    for queue in [&console.receive, &console.transmit] {
+        enable_from(&mut frontend, queue, queue.used_index(&console.guest)).unwrap();
+    }
+    expect(&mut pipe, b"second ");
+    assert_eq!(console.transmit.next(&console.guest), (0, 0));
+    console.print(b"third");
+    expect(&mut pipe, b"third");
 }

@@ -551,6 +551,35 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_memory_says_every_head_comes_once_at_most() {
+        let mut state = 1_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for _ in 0..2000 {
+            let record = Record::new();
+            drop(record.resume(0).unwrap());
+            let small = |value: u64| u16::try_from(value % 10).unwrap();
+            record.put_header(LAST_BATCH_HEAD, small(random()));
+            record.put_header(USED_IDX, small(random()));
+            for head in 0..SIZE {
+                let words = [random() & 0x0009_0000_0000_0001, random() % 4].map(u64::to_ne_bytes);
+                record.put(Record::at(head, INFLIGHT), words.as_flattened());
+            }
+            if let Ok((mut tracker, heads)) = record.resume(small(random())) {
+                let mut once = heads.clone();
+                once.sort_unstable();
+                once.dedup();
+                assert!(once.len() == heads.len() && once.iter().all(|&head| head < SIZE), "{heads:?}");
+                once.iter().for_each(|&head| tracker.about_to_publish(head));
+            }
+        }
+    }
+
+    #[test]
     fn memory_of_another_kind_is_refused() {
         for (field, value) in [(FEATURES, 1), (VERSION, 2), (DESC_NUM, SIZE), (DESC_NUM, SIZE + 1)] {
             let record = Record::new();

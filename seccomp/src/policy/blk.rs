@@ -1,8 +1,9 @@
 //! The tables of `blk`.
 
 use libc::{
-    F_ADD_SEALS, MFD_ALLOW_SEALING, MFD_CLOEXEC, SYS_fcntl, SYS_fdatasync, SYS_fsync, SYS_io_uring_enter,
-    SYS_io_uring_register, SYS_io_uring_setup, SYS_lseek, SYS_memfd_create, SYS_preadv, SYS_pwritev2, SYS_statx,
+    AT_EMPTY_PATH, F_ADD_SEALS, MFD_ALLOW_SEALING, MFD_CLOEXEC, SYS_fcntl, SYS_fdatasync, SYS_fsync,
+    SYS_io_uring_enter, SYS_io_uring_register, SYS_io_uring_setup, SYS_lseek, SYS_memfd_create, SYS_preadv,
+    SYS_pwritev2, SYS_statx,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -10,7 +11,11 @@ use crate::filter::{Check, Rule, allow, allow_if};
 /// Until it is ready, beyond what every backend needs.
 pub const LAUNCH: &[Rule] = &[
     allow(SYS_lseek, "the size of the image or block device"),
-    allow(SYS_statx, "what the image asks of buffers that go past the page cache"),
+    allow_if(
+        SYS_statx,
+        &[Check::Equals(2, AT_EMPTY_PATH.unsigned_abs())],
+        "what the image asks of buffers that go past the page cache, by its descriptor",
+    ),
     allow(SYS_io_uring_setup, "a ring for every queue; none can be made later"),
     allow(SYS_io_uring_register, "the files of a ring and what it is restricted to, which nothing can change later"),
 ];

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
@@ -11,6 +11,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,7 +34,7 @@ pub const VERSION_1: u64 = 1 << 32;
 /// The end of what the jailer does, as far as a process without privilege can: both filters of the launch, then the
 /// executable by its descriptor.
 struct LastStep {
-    executable: File,
+    executable: OwnedFd,
     name: CString,
     filters: Vec<seccompiler::BpfProgram>,
 }
@@ -45,7 +46,11 @@ impl LastStep {
         if !denied.is_empty() {
             filters.insert(0, deny(denied));
         }
-        Self { executable: File::open(executable).unwrap(), name: CString::new(role).unwrap(), filters }
+        // Not under the number that the control channel is given.
+        let executable = fcntl(File::open(executable).unwrap(), FcntlArg::F_DUPFD_CLOEXEC(ABOVE)).unwrap();
+        // SAFETY: the number was made on the line before, and nothing else knows it.
+        let executable = unsafe { OwnedFd::from_raw_fd(executable) };
+        Self { executable, name: CString::new(role).unwrap(), filters }
     }
 
     /// In the child, between fork and exec; it does not return if all goes well.
@@ -70,6 +75,19 @@ impl LastStep {
     }
 }
 
+/// The lowest number for descriptors that the child's last step needs.
+const ABOVE: RawFd = 64;
+
+/// Takes the number that the child's control channel gets, for good, if nobody has it now: what the standard library opens
+/// for a child of its own would be replaced under it.
+fn reserve() {
+    let null = File::open("/dev/null").unwrap();
+    let number = fcntl(&null, FcntlArg::F_DUPFD_CLOEXEC(link::CONTROL)).unwrap();
+    if number != link::CONTROL {
+        nix::unistd::close(number).unwrap();
+    }
+}
+
 /// A filter of a host that answers some calls with EPERM.
 fn deny(calls: &[i64]) -> seccompiler::BpfProgram {
     let rules = calls.iter().map(|&call| (call, Vec::new())).collect();
@@ -86,8 +104,9 @@ pub fn spawn(executable: &str, role: &str, control: impl AsFd) -> Child {
 
 /// The same on a host that answers the system calls `denied` with EPERM.
 fn spawn_denied(executable: &str, role: &str, control: impl AsFd, denied: &[i64]) -> Child {
+    reserve();
     // A number that dup2 above cannot find to be its target already, which would leave close-on-exec set.
-    let control = nix::fcntl::fcntl(control, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(64)).unwrap();
+    let control = fcntl(control, FcntlArg::F_DUPFD_CLOEXEC(ABOVE)).unwrap();
     let mut command = Command::new(executable);
     let last_step = LastStep::new(executable, role, denied);
     // SAFETY: what it does is system calls alone, on memory made before the fork.

@@ -23,7 +23,8 @@ pub fn markdown(report: &Report) -> String {
             text.push_str(&format!("| {} |\n", rule.collect::<Vec<_>>().join(" | ")));
         }
     }
-    for missing in &report.missing {
+    // The rest of an error, such as what a console showed, is in the file of --json.
+    for missing in report.missing.iter().filter_map(|missing| missing.lines().next()) {
         text.push_str(&format!("\nNot measured: {missing}\n"));
     }
     text

@@ -27,7 +27,7 @@ pub fn command(device: &str, report: &str) -> String {
     let mut line = format!(
         "/usr/bin/fio --output={report} --output-format=json --name=global --filename={device} --direct=1 \
          --ioengine=libaio --thread --time_based --runtime={MILLISECONDS}ms --ramp_time={BEFORE}ms --randrepeat=0 \
-         --norandommap"
+         --norandommap --eta=never"
     );
     for (index, (pattern, _, kib, depth)) in JOBS.iter().enumerate() {
         let _ = write!(line, " --name=job{index} --stonewall --rw={pattern} --bs={kib}k --iodepth={depth}");

@@ -39,7 +39,7 @@ pub fn for_role(role: Role, memory: u64) -> Vec<Limit> {
                 8 << 20,
                 "the kernel counts the memory of a ring per queue (io_uring_setup(2))",
             ),
-            limit(Resource::RLIMIT_NOFILE, 256, "the image, and memory slots and two descriptors per queue"),
+            limit(Resource::RLIMIT_NOFILE, 512, "the image, memory slots, and seven descriptors for each of 16 queues"),
             limit(Resource::RLIMIT_NPROC, 128, "a thread per queue, and the kernel's io_uring workers"),
             limit(Resource::RLIMIT_FSIZE, RLIM_INFINITY, "the image may be of any size"),
         ],

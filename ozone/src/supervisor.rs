@@ -25,6 +25,7 @@ mod backoff;
 mod device;
 mod drain;
 mod ending;
+mod events;
 mod heartbeat;
 mod log_pipe;
 mod machine;
@@ -33,6 +34,7 @@ mod requests;
 mod restart;
 mod signals;
 mod spawn;
+mod telling;
 
 pub use device::Tallies;
 use machine::Machine;

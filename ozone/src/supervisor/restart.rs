@@ -6,18 +6,18 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use protocol::{DeviceId, FromBackend, FromCore, ToBackend, ToCore};
+use protocol::{DeviceId, ToBackend, ToCore};
 
 use super::device::{Device, Loss, State};
 use super::drain::{Drain, Look};
 use super::heartbeat::{Due, Heartbeat};
 use super::machine::Machine;
-use super::processes::{Child, Event, Message};
+use super::processes::Child;
 use super::spawn;
 use crate::control::message::MachineState;
 use crate::exit::{Death, Ending};
 use crate::report;
-use crate::resources::{HostDevice, Prepared};
+use crate::resources::Prepared;
 use crate::spec;
 use crate::spec::policy::{OnFail, Restart};
 
@@ -37,40 +37,6 @@ const SETTLE: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(1);
 
 impl<'a> Machine<'a> {
-    /// Goes on with one event while the machine runs.
-    pub(super) fn handle(&mut self, event: Event) -> Result<(), Ending> {
-        if self.is_fatal(&event) {
-            return self.other(event, true);
-        }
-        match event {
-            Event::Message(0, Message::Core(message)) => self.core_says(message),
-            Event::Message(place, Message::Backend(message)) => self.backend_says(place, message),
-            Event::NotJailed(place, error) => self.lose(place, error.to_string()),
-            Event::Broken(place, error) if place > 0 => self.lose(place, error.to_string()),
-            Event::Died(place, death) if place > 0 => self.died(place, death),
-            Event::Drained(place) => self.look_at_drain(place),
-            Event::Asked(client, request) => self.asked(client, request),
-            event => self.other(event, true),
-        }
-    }
-
-    /// Whether this is the first news of a loss that ends the machine.
-    fn is_fatal(&self, event: &Event) -> bool {
-        let (place, is_loss) = match event {
-            Event::Message(0, Message::Core(FromCore::Lost { device, .. })) => {
-                (self.index_of(device).map_or(0, |index| index + 1), true)
-            }
-            Event::Message(place, Message::Backend(FromBackend::Failed(_))) => (*place, true),
-            Event::Broken(place, _) | Event::Died(place, _) => (*place, true),
-            _ => (0, false),
-        };
-        let policy = |index: usize| self.setting.spec.devices.get(index).map(|device| device.policy.on_fail);
-        let index = place.wrapping_sub(1);
-        is_loss
-            && policy(index) == Some(OnFail::StopVm)
-            && self.devices.get(index).is_some_and(|device| device.loss.is_none())
-    }
-
     /// What has to be done by now.
     pub(super) fn tick(&mut self, now: Instant) -> Result<(), Ending> {
         for place in 1..=self.devices.len() {
@@ -127,93 +93,6 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn core_says(&mut self, message: FromCore) -> Result<(), Ending> {
-        match message {
-            FromCore::Attached { device } => {
-                let index = self.index_of(&device);
-                let attaching = |device: &&mut Device| matches!(device.state, State::Attaching { .. });
-                match index.and_then(|index| self.devices.get_mut(index)).filter(attaching) {
-                    Some(_) => self.attached(index.map_or(0, |index| index + 1)),
-                    // It was given up in the meantime.
-                    None if index.is_some() => Ok(()),
-                    None => Err(self.unexpected(0, "Attached of an unknown device")),
-                }
-            }
-            FromCore::Detached { device } => self.detached(&device),
-            FromCore::Gone { device } => self.parted(&device),
-            FromCore::Lost { device, reason } => match self.index_of(&device) {
-                Some(index) => {
-                    let serves = self.devices.get(index).is_some_and(|device| {
-                        matches!(device.state, State::Up { .. } | State::Detaching { .. } | State::Attaching { .. })
-                    });
-                    // Else it is known already, and what the core says of it is of the last process.
-                    if serves {
-                        self.lose(index + 1, format!("the core lost it: {}", report::harmless(&reason)))?;
-                    }
-                    Ok(())
-                }
-                None => Err(self.unexpected(0, "Lost of an unknown device")),
-            },
-            FromCore::Paused => self.rests(MachineState::Pausing, MachineState::Paused),
-            FromCore::Resumed => self.rests(MachineState::Resuming, MachineState::Running),
-            other => self.other(Event::Message(0, Message::Core(other)), true),
-        }
-    }
-
-    fn backend_says(&mut self, place: usize, message: FromBackend) -> Result<(), Ending> {
-        let on_terminal = self.is_on_terminal(place);
-        let awaits_size = self.awaits_size(place);
-        let traced = self.setting.trace.is_wanted();
-        let host = self.setting.resources.devices.get(place.wrapping_sub(1));
-        let most_pairs = host.map_or(1, HostDevice::most_pairs);
-        let now = Instant::now();
-        let Some(device) = self.device(place) else { return Ok(()) };
-        match (message, &mut device.state) {
-            (FromBackend::Ready, State::Starting { ready, .. }) if !*ready => {
-                *ready = true;
-                self.ready(place)
-            }
-            (FromBackend::Alive { number }, State::Up { heartbeat, .. }) => {
-                if heartbeat.alive(number, now) {
-                    self.tell_back(place);
-                    Ok(())
-                } else {
-                    self.lose(
-                        place,
-                        String::from("it broke the protocol: it gave a sign of life that was not asked for"),
-                    )
-                }
-            }
-            // It was asked while it served.
-            (FromBackend::Alive { .. }, State::Detaching { .. }) => Ok(()),
-            (FromBackend::Resubmitted { requests }, State::Up { .. } | State::Attaching { .. }) => {
-                device.reexecuted = device.reexecuted.saturating_add(requests.into());
-                let tallies = self.setting.tallies;
-                tallies.add(place.wrapping_sub(1), |tally| {
-                    tally.reexecuted = tally.reexecuted.saturating_add(requests.into());
-                });
-                Ok(())
-            }
-            (FromBackend::Pairs { pairs }, _) if (1..=most_pairs).contains(&pairs) => {
-                device.pairs = pairs;
-                Ok(())
-            }
-            (FromBackend::Failed(fault), _) => {
-                let reason = report::harmless(&fault.message);
-                self.lose(place, reason)
-            }
-            (FromBackend::Resized, _) if awaits_size => self.size_taken(place),
-            (FromBackend::Leave, _) if on_terminal => Err(Ending::Left),
-            (message @ FromBackend::Trace(_), _) if traced => {
-                self.other(Event::Message(place, Message::Backend(message)), true)
-            }
-            (message, _) => {
-                let what = super::ending::kind_of(&Message::Backend(message));
-                self.lose(place, format!("it broke the protocol: {what} was not expected"))
-            }
-        }
-    }
-
     /// The process of a device is of no use any more: it is ended, and the next one will take its place.
     pub(super) fn lose(&mut self, place: usize, cause: String) -> Result<(), Ending> {
         self.tell_back(place);
@@ -249,46 +128,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Says what was lost, why, and what is done about it.
-    fn tell_loss(&mut self, place: usize) {
-        let restart = self.spec_of(place).map(|spec| spec.policy.restart);
-        let name = self.processes.name(place);
-        let id = self.spec_of(place).map_or_else(String::new, |spec| spec.id.to_string());
-        let Some(loss) = self.device(place).and_then(|device| device.loss.as_mut()) else { return };
-        if std::mem::replace(&mut loss.told, true) {
-            return;
-        }
-        let stays = restart == Some(Restart::Never) || (restart == Some(Restart::OnFailure) && loss.orderly);
-        let next = if loss.by_hand {
-            "it is replaced".to_owned()
-        } else if stays {
-            format!("it stays away until 'ozone restart NAME {id}'")
-        } else if loss.delay.is_zero() {
-            "it is started again at once".to_owned()
-        } else {
-            format!("it is started again in {}", milliseconds(loss.delay))
-        };
-        report::say(&format!("[{name}] lost: {}; {next}", loss.cause));
-    }
-
-    /// Says that a device is back.
-    fn tell_back(&mut self, place: usize) {
-        let name = self.processes.name(place);
-        let Some(device) = self.device(place) else { return };
-        let Some((loss, away)) = device.back.take() else { return };
-        let requests = device.reexecuted;
-        let restarts = self.setting.tallies.add(place.wrapping_sub(1), |_| {}).restarts;
-        let Loss { cause, delay, by_hand, .. } = loss;
-        let when =
-            if by_hand || delay.is_zero() { "at once".to_owned() } else { format!("after {}", milliseconds(delay)) };
-        let away = milliseconds(away);
-        report::say(&format!(
-            "[{name}] back after {away}: {cause}; started again {when}; {requests} requests carried out again (restart {restarts})"
-        ));
-    }
-
     /// The process of a device has ended.
-    fn died(&mut self, place: usize, death: Death) -> Result<(), Ending> {
+    pub(super) fn died(&mut self, place: usize, death: Death) -> Result<(), Ending> {
         let unawaited = self.device(place).is_some_and(|device| !matches!(device.state, State::Ending { .. }));
         if unawaited {
             let serves = self.device(place).is_some_and(|device| matches!(device.state, State::Up { .. }));
@@ -312,7 +153,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Looks whether what the last process began has ended.
-    fn look_at_drain(&mut self, place: usize) -> Result<(), Ending> {
+    pub(super) fn look_at_drain(&mut self, place: usize) -> Result<(), Ending> {
         let now = Instant::now();
         let index = place.wrapping_sub(1);
         let ended = self.processes.is_drained(place);
@@ -428,7 +269,7 @@ impl<'a> Machine<'a> {
     }
 
     /// A fresh process serves its socket: the core may connect to it, once it has let go of the last one.
-    fn ready(&mut self, place: usize) -> Result<(), Ending> {
+    pub(super) fn ready(&mut self, place: usize) -> Result<(), Ending> {
         let Some(spec) = self.spec_of(place) else { return Ok(()) };
         let Some(device) = self.device(place) else { return Ok(()) };
         if device.parting > 0 || !matches!(device.state, State::Starting { ready: true, .. }) {
@@ -442,7 +283,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The core is connected to a fresh process, and its queues run if the driver is ready.
-    fn attached(&mut self, place: usize) -> Result<(), Ending> {
+    pub(super) fn attached(&mut self, place: usize) -> Result<(), Ending> {
         let now = Instant::now();
         let Some(device) = self.device(place) else { return Ok(()) };
         device.state = State::Up { since: now, heartbeat: Heartbeat::new(now) };
@@ -462,7 +303,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The core has let go of a backend, as it was asked to.
-    fn detached(&mut self, id: &DeviceId) -> Result<(), Ending> {
+    pub(super) fn detached(&mut self, id: &DeviceId) -> Result<(), Ending> {
         let place = self.index_of(id).map_or(0, |index| index + 1);
         let Some(device) = self.device(place) else {
             return Err(self.unexpected(0, "Detached of an unknown device"));
@@ -476,7 +317,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The core knows that nothing of a device's last process is under way: what it says from now on is about the next.
-    fn parted(&mut self, id: &DeviceId) -> Result<(), Ending> {
+    pub(super) fn parted(&mut self, id: &DeviceId) -> Result<(), Ending> {
         let place = self.index_of(id).map_or(0, |index| index + 1);
         match self.device(place) {
             Some(device) if device.parting > 0 => {
@@ -510,11 +351,11 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn device(&mut self, place: usize) -> Option<&mut Device> {
+    pub(super) fn device(&mut self, place: usize) -> Option<&mut Device> {
         self.devices.get_mut(place.checked_sub(1)?)
     }
 
-    fn spec_of(&self, place: usize) -> Option<&'a spec::Device> {
+    pub(super) fn spec_of(&self, place: usize) -> Option<&'a spec::Device> {
         let spec: &'a spec::VmSpec = self.setting.spec;
         spec.devices.get(place.checked_sub(1)?)
     }
@@ -523,10 +364,4 @@ impl<'a> Machine<'a> {
     pub(super) fn index_of(&self, id: &DeviceId) -> Option<usize> {
         self.setting.spec.devices.iter().position(|device| device.id == *id)
     }
-}
-
-/// A time in words: short ones with a digit behind the point.
-fn milliseconds(time: Duration) -> String {
-    let milliseconds = time.as_secs_f64() * 1e3;
-    if milliseconds < 10.0 { format!("{milliseconds:.1} ms") } else { format!("{milliseconds:.0} ms") }
 }

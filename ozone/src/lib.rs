@@ -2,6 +2,7 @@
 //! and sees to their end.
 
 pub mod cli;
+pub mod confine;
 pub mod control;
 pub mod exit;
 pub mod ioctl;

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use ozone::cli::{self, Command, Options, Parsed};
+use ozone::confine;
 use ozone::control::client;
 use ozone::control::message::{Answer, Request};
 use ozone::control::server::Server;
@@ -64,6 +65,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     trace.done(start, &"claim uids");
     resources.announce(&spec);
     uids.announce();
+    confine::confine()?;
     let tallies = Tallies::new(spec.devices.len());
     let setting = Setting {
         spec: &spec,

@@ -215,7 +215,7 @@ fn confined(child: &mut Child) {
     assert_eq!(open, ["0 /dev/null", "1 /dev/null", "2 pipe", "3 socket"]);
     let limits = fs::read_to_string(child.proc("limits")).unwrap();
     assert!(limits.lines().any(|line| line.starts_with("Max core file size") && line.contains(" 0 ")), "{limits}");
-    assert!(limits.lines().any(|line| line.starts_with("Max open files") && line.contains(" 256 ")), "{limits}");
+    assert!(limits.lines().any(|line| line.starts_with("Max open files") && line.contains(" 512 ")), "{limits}");
 }
 
 /// 200 descriptors that were not declared, some of them inheritable.

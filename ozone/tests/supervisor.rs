@@ -368,6 +368,7 @@ fn tests() -> ExitCode {
     add("a device that stays away comes back by hand", &all, by_hand);
     add("a machine rests and goes on", &all, rested);
     add("a name is one machine's", &all, named);
+    add("ozone itself keeps only what starting processes takes", &all, confined);
     add("a flood of log lines is cut, counted, and blocks nothing", &kvm, flood);
     add("standard error that nobody reads blocks nothing", &kvm, deaf_stderr);
     add("an image is held against other machines", &kvm, held_image);
@@ -789,6 +790,24 @@ fn rested() -> Result<(), Failed> {
     assert!(ask(&bench, &["status", &name]).1.contains(": paused"));
     assert_eq!(ask(&bench, &["resume", &name]).0, 0);
     assert!(ask(&bench, &["status", &name]).1.contains(": running"));
+    Ok(())
+}
+
+fn confined() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let run = bench.start(&["--disk", "path=disk.img"]);
+    run.children(3);
+    let status = fs::read_to_string(format!("/proc/{}/status", run.pid()))?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    // DAC_OVERRIDE, KILL, SETGID, SETUID, SETPCAP and SYS_ADMIN (linux/capability.h).
+    let kept = format!("{:016x}", 1_u64 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 21);
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+        assert_eq!(field(set), kept, "{set}");
+    }
+    for set in ["CapInh:", "CapAmb:"] {
+        assert_eq!(field(set), format!("{:016x}", 0), "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
     Ok(())
 }
 

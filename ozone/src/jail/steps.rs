@@ -10,7 +10,7 @@ use nix::fcntl::AtFlags;
 use nix::libc::{self, c_int};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::prctl;
-use nix::sys::resource::setrlimit;
+use nix::sys::resource::{getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{self, Gid, Uid};
@@ -299,7 +299,12 @@ fn perform(step: &Step, plan: &Plan<'_>, status: BorrowedFd<'_>) -> Result<(), E
             umount2(".", MntFlags::MNT_DETACH)?;
             unistd::chdir("/")
         }
-        Step::Limit(limit) => setrlimit(limit.resource, limit.value, limit.value),
+        Step::Limit(limit) => {
+            // Never raised: that would take a capability, and whoever started ozone may have meant it.
+            let (_, hard) = getrlimit(limit.resource)?;
+            let value = limit.value.min(hard);
+            setrlimit(limit.resource, value, value)
+        }
         Step::Securebits => {
             caps::securebits::set_keepcaps(false).map_err(|_| Errno::last())?;
             sys::set_securebits(SECUREBITS)

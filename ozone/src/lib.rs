@@ -7,6 +7,7 @@ pub mod control;
 pub mod exit;
 pub mod ioctl;
 pub mod jail;
+pub mod notify;
 pub mod process;
 pub mod report;
 pub mod resources;

@@ -11,6 +11,7 @@ use ozone::control::client;
 use ozone::control::message::{Answer, Request};
 use ozone::control::server::Server;
 use ozone::exit::Ending;
+use ozone::notify::Notify;
 use ozone::report;
 use ozone::resources::{self, Resources, terminal};
 use ozone::runtime;
@@ -56,6 +57,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     let trace = Trace::new(resources::trace_file(options.boot_trace.as_deref())?);
     trace.done(started, &"resolve the machine");
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
+    let notify = Notify::from_environment()?;
     let server = server(&spec)?;
     let start = trace.now();
     let resources = Resources::open(&spec)?;
@@ -73,16 +75,22 @@ fn run(options: &Options) -> Result<Ending, Fault> {
         uids: &uids,
         signals: &signals,
         server: server.as_ref(),
+        notify: &notify,
         tallies: &tallies,
         trace: &trace,
     };
     let ending = loop {
         let ending = launch(setting).unwrap_or_else(|ending| ending);
         match ending {
-            Ending::Reset if spec.reboot => report::say("the guest reset itself: starting again"),
+            Ending::Reset if spec.reboot => {
+                report::say("the guest reset itself: starting again");
+                notify.status("the guest reset itself: starting again");
+            }
             ending => break ending,
         }
     };
+    notify.status(&ending.to_string());
+    notify.stopping();
     trace.write();
     Ok(ending)
 }

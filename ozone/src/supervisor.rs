@@ -15,6 +15,7 @@ use protocol::{Boot, Fault, FaultKind, FromBackend, FromCore, LinkError, Slot, T
 use crate::control::server::Server;
 use crate::exit::Ending;
 use crate::jail::JailError;
+use crate::notify::Notify;
 use crate::process::Process;
 use crate::resources::{ResourceError, Resources};
 use crate::spec::VmSpec;
@@ -101,6 +102,8 @@ pub struct Setting<'a> {
     pub signals: &'a Signals,
     /// Where it is spoken to from outside, if it has a name.
     pub server: Option<&'a Server>,
+    /// The service manager, if there is one.
+    pub notify: &'a Notify,
     /// What happens to its devices.
     pub tallies: &'a Tallies,
     /// Who did what, if that is wanted.

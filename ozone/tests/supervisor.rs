@@ -368,6 +368,7 @@ fn tests() -> ExitCode {
     add("a device that stays away comes back by hand", &all, by_hand);
     add("a machine rests and goes on", &all, rested);
     add("a name is one machine's", &all, named);
+    add("a service manager hears when the machine runs, goes round and ends", &kvm, notified);
     add("ozone itself keeps only what starting processes takes", &all, confined);
     add("a flood of log lines is cut, counted, and blocks nothing", &kvm, flood);
     add("standard error that nobody reads blocks nothing", &kvm, deaf_stderr);
@@ -815,6 +816,34 @@ fn confined() -> Result<(), Failed> {
         assert_eq!(field(set), format!("{:016x}", 0), "{set}");
     }
     assert_eq!(field("NoNewPrivs:"), "1");
+    Ok(())
+}
+
+fn notified() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let manager = std::os::unix::net::UnixDatagram::bind(bench.path("manager"))?;
+    manager.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let heard = || {
+        let mut text = [0; 256];
+        let length = manager.recv(&mut text).expect("a word of ozone");
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    let mut command = bench.command(&[]);
+    command.env("NOTIFY_SOCKET", bench.path("manager")).env("WATCHDOG_USEC", "200000");
+    let run = Run { child: command.spawn()? };
+    assert_eq!(heard(), "READY=1\nSTATUS=the machine runs");
+    for _ in 0..3 {
+        assert_eq!(heard(), "WATCHDOG=1");
+    }
+    kill(run.pid(), Signal::SIGTERM)?;
+    let mut words: Vec<String> = std::iter::repeat_with(heard).take_while(|text| text != "STOPPING=1").collect();
+    words.retain(|text| text != "WATCHDOG=1");
+    assert_eq!(words, ["STATUS=ended by SIGTERM"]);
+    assert_eq!(run.end().0, 143);
+    let mut command = bench.command(&[]);
+    command.env("NOTIFY_SOCKET", "/nonexistent/socket");
+    let (code, lines) = Run { child: command.spawn()? }.end();
+    assert!(code == 3 && last(&lines).contains("NOTIFY_SOCKET /nonexistent/socket: No such file"), "{lines:?}");
     Ok(())
 }
 

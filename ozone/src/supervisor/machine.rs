@@ -73,11 +73,15 @@ impl<'a> Machine<'a> {
     pub fn run(&mut self) -> Result<Infallible, Ending> {
         let now = Instant::now();
         self.devices = self.setting.spec.devices.iter().map(|_| Device::up(now)).collect();
+        self.setting.notify.ready();
+        let mut watchdog = self.setting.notify.watchdog(now);
         loop {
-            let deadline = self.devices.iter().filter_map(Device::deadline).min();
+            let deadline = self.devices.iter().filter_map(Device::deadline).chain(watchdog.deadline()).min();
             let event = self.processes.next(deadline);
             self.handle(event)?;
-            self.tick(Instant::now())?;
+            let now = Instant::now();
+            self.tick(now)?;
+            watchdog.tick(now);
         }
     }
 

@@ -24,6 +24,12 @@ pub enum ToCore {
         /// The device.
         device: DeviceId,
     },
+    /// The device's backend has ended; what it began may still be under way. The core lets go of its end of the conversation,
+    /// and of whatever the backend had sent over it unread: a descriptor there could keep that from ever ending.
+    Dead {
+        /// The device.
+        device: DeviceId,
+    },
     /// The device's backend has ended, and nothing that it began is under way any more: no late read can reach guest memory.
     /// Resets that wait for that are answered. Answered by [`FromCore::Gone`].
     Gone {
@@ -148,6 +154,11 @@ pub enum FromBackend {
     Resubmitted {
         /// How many.
         requests: u32,
+    },
+    /// The driver broke the rules of a queue, which is not served any more until the device is reset.
+    Violated {
+        /// The number of the queue.
+        queue: u16,
     },
     /// The driver uses so many queue pairs from now on (net only).
     Pairs {

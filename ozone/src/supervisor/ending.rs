@@ -129,6 +129,7 @@ fn is_progress(message: &Message) -> bool {
                 | FromBackend::Alive { .. }
                 | FromBackend::Resubmitted { .. }
                 | FromBackend::Pairs { .. }
+                | FromBackend::Violated { .. }
                 | FromBackend::Trace(_)
         )
     )
@@ -154,5 +155,6 @@ pub fn kind_of(message: &Message) -> &'static str {
         Message::Backend(FromBackend::Alive { .. }) => "Alive",
         Message::Backend(FromBackend::Resubmitted { .. }) => "Resubmitted",
         Message::Backend(FromBackend::Pairs { .. }) => "Pairs",
+        Message::Backend(FromBackend::Violated { .. }) => "Violated",
     }
 }

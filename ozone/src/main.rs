@@ -16,7 +16,7 @@ use ozone::report;
 use ozone::resources::{self, Resources, terminal};
 use ozone::runtime;
 use ozone::spec::{self, VmSpec, file::SpecFile};
-use ozone::supervisor::{Setting, Signals, Spawned, Tallies};
+use ozone::supervisor::{Backoff, Setting, Signals, Spawned, Tallies};
 use ozone::trace::Trace;
 use ozone::uids::Uids;
 use protocol::Fault;
@@ -69,7 +69,8 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     uids.announce();
     confine::confine()?;
     let tallies = Tallies::new(spec.devices.len());
-    let setting = Setting {
+    let mut setting = Setting {
+        again: false,
         spec: &spec,
         resources: &resources,
         uids: &uids,
@@ -79,14 +80,23 @@ fn run(options: &Options) -> Result<Ending, Fault> {
         tallies: &tallies,
         trace: &trace,
     };
+    let mut failures = Backoff::default();
     let ending = loop {
-        let ending = launch(setting).unwrap_or_else(|ending| ending);
-        match ending {
-            Ending::Reset if spec.reboot => {
+        match launch(setting) {
+            Ok(Ending::Reset) | Err(Ending::Reset) if spec.reboot => {
                 report::say("the guest reset itself: starting again");
                 notify.status("the guest reset itself: starting again");
+                setting.again = true;
+                failures = Backoff::default();
             }
-            ending => break ending,
+            // A device that may be lost under a running guest may be lost on the way to one that has run.
+            Err(Ending::BackendDied { process, how }) if setting.again && setting.outlives(&process) => {
+                report::say(&format!("{process} died before the machine ran again: {how}; starting once more"));
+                if let Some(signal) = signals.wait(failures.after(None)) {
+                    break Ending::Signal(signal);
+                }
+            }
+            Ok(ending) | Err(ending) => break ending,
         }
     };
     notify.status(&ending.to_string());

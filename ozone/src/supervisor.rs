@@ -19,6 +19,7 @@ use crate::notify::Notify;
 use crate::process::Process;
 use crate::resources::{ResourceError, Resources};
 use crate::spec::VmSpec;
+use crate::spec::policy::{OnFail, Restart};
 use crate::trace::Trace;
 use crate::uids::Uids;
 
@@ -37,6 +38,7 @@ mod signals;
 mod spawn;
 mod telling;
 
+pub use backoff::Backoff;
 pub use device::Tallies;
 use machine::Machine;
 use processes::{Child, Event, Message};
@@ -92,6 +94,8 @@ impl From<ResourceError> for Ending {
 /// What a machine runs with, from one reset of its guest to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
+    /// Whether a guest has run with it before.
+    pub again: bool,
     /// What it is.
     pub spec: &'a VmSpec,
     /// All of the host that it uses.
@@ -108,6 +112,15 @@ pub struct Setting<'a> {
     pub tallies: &'a Tallies,
     /// Who did what, if that is wanted.
     pub trace: &'a Trace,
+}
+
+impl Setting<'_> {
+    /// Whether the machine goes on when this process is lost.
+    pub fn outlives(&self, process: &Process) -> bool {
+        let Process::Backend { device, .. } = process else { return false };
+        let lost = self.spec.devices.iter().find(|known| known.id == *device);
+        lost.is_some_and(|lost| lost.policy.on_fail != OnFail::StopVm && lost.policy.restart != Restart::Never)
+    }
 }
 
 /// Every process is in its jail and runs its executable; none has been told anything.

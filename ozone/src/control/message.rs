@@ -78,9 +78,11 @@ pub struct DeviceStatus {
     pub restarts: u64,
     /// Why it was lost last.
     pub cause: Option<String>,
+    /// How long the next process had to wait for its time then, in milliseconds.
+    pub delay_ms: u64,
     /// How long it was away the last time, in milliseconds.
     pub away_ms: Option<u64>,
-    /// How long it has been away altogether, in milliseconds.
+    /// How long it has been away altogether, the outage under way included, in milliseconds.
     pub away_total_ms: u64,
     /// Requests that were in flight when a process was lost and were carried out again.
     pub reexecuted: u64,

@@ -1,7 +1,8 @@
 //! The machine's end: a listening socket in a directory of its name, and the clients of the moment.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::fs::{self, File, Permissions};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,8 +20,14 @@ use protocol::{Channel, Fault, LinkError};
 use super::message::{Answer, Request};
 use crate::runtime::{self, RuntimeError};
 
+/// The most clients at a time that have said nothing.
+const SILENT: usize = 8;
+
 /// The most clients at a time; more wait in the socket's backlog.
-const CLIENTS: usize = 8;
+const WAITING: usize = 64;
+
+/// How long nobody is let in when the host has no descriptor left.
+const REST: Duration = Duration::from_secs(1);
 
 /// How long the last machine of the same name may take to let go.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -66,6 +73,19 @@ pub type ClientId = u64;
 pub struct Client {
     id: ClientId,
     channel: Channel<Answer, Request>,
+    /// Whether it has sent its request.
+    asked: bool,
+}
+
+/// What comes of looking at a client.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Its request.
+    Request(Request),
+    /// Nothing yet.
+    Nothing,
+    /// It is gone.
+    End,
 }
 
 impl Client {
@@ -89,7 +109,8 @@ pub struct Server {
     /// Locked for as long as the machine runs, however it ends.
     _directory: File,
     clients: RefCell<Vec<Client>>,
-    next: RefCell<ClientId>,
+    next: Cell<ClientId>,
+    rests: Cell<Option<Instant>>,
 }
 
 impl Server {
@@ -103,12 +124,20 @@ impl Server {
         // Whoever made one that is still there has ended without removing it: the lock is ours.
         let _ = fs::remove_file(&path);
         let socket = listen_on(&path).map_err(|errno| ServerError::Socket { path: path.clone(), errno })?;
-        Ok(Self { path, socket, _directory: held, clients: RefCell::default(), next: RefCell::default() })
+        Ok(Self {
+            path,
+            socket,
+            _directory: held,
+            clients: RefCell::default(),
+            next: Cell::default(),
+            rests: Cell::default(),
+        })
     }
 
-    /// What to watch for new clients; nothing while there are as many as there can be.
+    /// What to watch for new clients; nothing while there is no room for one.
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
-        (self.clients.borrow().len() < CLIENTS).then(|| self.socket.as_fd())
+        let rests = self.rests.get().is_some_and(|until| Instant::now() < until);
+        (!rests && self.clients.borrow().len() < WAITING).then(|| self.socket.as_fd())
     }
 
     /// The clients of the moment.
@@ -116,44 +145,60 @@ impl Server {
         self.clients.borrow()
     }
 
-    /// Takes a client that has connected, if it is of the same user, or root.
+    /// Takes a client that has connected, if it is of the same user, or root. One that has said nothing for longest gives way
+    /// when there are many such.
     pub fn accept(&self) {
-        let Ok(fd) = accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else { return };
+        let fd = match accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Ok(fd) => fd,
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => return,
+            Err(_) => {
+                // For want of descriptors the client stays in the backlog, and would be seen there all the time.
+                self.rests.set(Some(Instant::now() + REST));
+                return;
+            }
+        };
         let socket = owned(fd);
         let Ok(peer) = getsockopt(&socket, PeerCredentials) else { return };
         if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
             return;
         }
         if let Ok(channel) = Channel::connected(socket) {
-            let mut next = self.next.borrow_mut();
-            *next = next.wrapping_add(1);
-            self.clients.borrow_mut().push(Client { id: *next, channel });
+            let id = self.next.get().wrapping_add(1);
+            self.next.set(id);
+            let mut clients = self.clients.borrow_mut();
+            if clients.iter().filter(|client| !client.asked).count() >= SILENT
+                && let Some(oldest) = clients.iter().position(|client| !client.asked)
+            {
+                clients.remove(oldest);
+            }
+            clients.push(Client { id, channel, asked: false });
         }
     }
 
-    /// What a client has sent, if it is a request. A client that says anything else is gone.
-    pub fn receive(&self, id: ClientId) -> Option<Request> {
-        let outcome = self.clients.borrow().iter().find(|client| client.id == id)?.channel.try_receive();
-        match outcome {
-            Ok(request) => Some(request),
-            Err(LinkError::WouldBlock) => None,
-            Err(_) => {
-                self.forget(id);
-                None
+    /// What a client has sent. One that sends anything but its one request is let go.
+    pub fn receive(&self, id: ClientId) -> Heard {
+        let mut clients = self.clients.borrow_mut();
+        let Some(client) = clients.iter_mut().find(|client| client.id == id) else { return Heard::Nothing };
+        match client.channel.try_receive() {
+            Ok(request) if !client.asked => {
+                client.asked = true;
+                Heard::Request(request)
+            }
+            Err(LinkError::WouldBlock) => Heard::Nothing,
+            Ok(_) | Err(_) => {
+                clients.retain(|client| client.id != id);
+                Heard::End
             }
         }
     }
 
     /// Answers a client and lets it go. Nobody waits for one that does not read.
     pub fn answer(&self, id: ClientId, answer: &Answer) {
-        if let Some(client) = self.clients.borrow().iter().find(|client| client.id == id) {
+        let mut clients = self.clients.borrow_mut();
+        if let Some(client) = clients.iter().find(|client| client.id == id) {
             let _ = client.channel.try_send(answer);
         }
-        self.forget(id);
-    }
-
-    fn forget(&self, id: ClientId) {
-        self.clients.borrow_mut().retain(|client| client.id != id);
+        clients.retain(|client| client.id != id);
     }
 }
 
@@ -174,8 +219,16 @@ fn hold(base: &Path, path: &Path, name: &str) -> Result<File, ServerError> {
     let directory = path.parent().unwrap_or(base);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        for part in [base, directory.parent().unwrap_or(base), directory] {
-            runtime::make(part)?;
+        let mut parts = [base, directory.parent().unwrap_or(base), directory].into_iter();
+        match parts.try_for_each(runtime::make) {
+            Ok(()) => {}
+            // Another machine has removed a directory that it was the last to use.
+            Err(RuntimeError::File { error, .. })
+                if error.kind() == ErrorKind::NotFound && Instant::now() < deadline =>
+            {
+                continue;
+            }
+            Err(error) => return Err(error.into()),
         }
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
         let opened = File::options().read(true).custom_flags(flags).open(directory);
@@ -250,10 +303,45 @@ mod tests {
         channel.send(&Request::Pause).unwrap();
         server.accept();
         let id = server.clients()[0].id();
-        assert_eq!(server.receive(id), Some(Request::Pause));
+        assert_eq!(server.receive(id), Heard::Request(Request::Pause));
+        assert_eq!(server.receive(id), Heard::Nothing);
         server.answer(id, &Answer::Done);
         assert_eq!(channel.receive().unwrap(), Answer::Done);
         assert!(matches!(channel.receive(), Err(LinkError::Closed)));
         assert!(server.clients().is_empty());
+    }
+
+    #[test]
+    fn silent_clients_give_way_and_talkative_ones_go() {
+        let parent = tempfile::tempdir().unwrap();
+        let base = parent.path().join("ozone");
+        let server = Server::open(&base, "web1").unwrap();
+        let silent: Vec<_> = (0..SILENT).map(|_| client::connect(&base, "web1").unwrap()).collect();
+        silent.iter().for_each(|_| server.accept());
+        let speaker = client::connect(&base, "web1").unwrap();
+        server.accept();
+        assert_eq!(server.clients().len(), SILENT, "the first has given way");
+        let id = server.clients().last().unwrap().id();
+        speaker.send(&Request::Status).unwrap();
+        speaker.send(&Request::Status).unwrap();
+        assert_eq!(server.receive(id), Heard::Request(Request::Status));
+        assert_eq!(server.receive(id), Heard::End);
+        drop(silent);
+        let left = server.clients()[0].id();
+        assert_eq!(server.receive(left), Heard::End);
+    }
+
+    #[test]
+    fn machines_that_come_and_go_do_not_disturb_each_other() {
+        let parent = tempfile::tempdir().unwrap();
+        let base = parent.path().join("ozone");
+        let churn = |name: &'static str| {
+            let base = base.clone();
+            std::thread::spawn(move || (0..300).for_each(|_| drop(Server::open(&base, name).unwrap())))
+        };
+        for thread in [churn("web1"), churn("web2")] {
+            thread.join().unwrap();
+        }
+        assert!(!base.exists());
     }
 }

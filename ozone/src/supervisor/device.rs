@@ -11,6 +11,12 @@ use super::processes::Child;
 use crate::control::message::DeviceState;
 use crate::resources::Prepared;
 
+/// How long a fresh process may take until it serves.
+pub const READY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the core may take to stop a device's queues, or to connect to a backend: longer than it gives the backend.
+pub const CORE_PATIENCE: Duration = Duration::from_secs(40);
+
 /// How far the process of a device is.
 #[derive(Debug)]
 pub enum State {
@@ -20,9 +26,16 @@ pub enum State {
         since: Instant,
         /// Its signs of life.
         heartbeat: Heartbeat,
+        /// When it has to have ended, if it has closed its vhost-user socket.
+        hung_up: Option<Instant>,
     },
     /// The core stops its queues, because it is to be replaced.
     Detaching {
+        /// Until when.
+        deadline: Instant,
+    },
+    /// It was told to end, and does so in good order, if it does.
+    Leaving {
         /// Until when.
         deadline: Instant,
     },
@@ -37,6 +50,8 @@ pub enum State {
         drain: Drain,
         /// The next process, on its way through its jail meanwhile and told nothing.
         next: Option<Box<Child>>,
+        /// Whether it was tried to start that.
+        tried: bool,
     },
     /// The next process waits for its time.
     Waiting {
@@ -63,6 +78,47 @@ pub enum State {
     },
 }
 
+impl State {
+    /// A process that serves from now on.
+    pub fn up(now: Instant) -> Self {
+        Self::Up { since: now, heartbeat: Heartbeat::new(now), hung_up: None }
+    }
+}
+
+/// How many messages a process may send in a [`WINDOW`]: far more than a healthy one has to say.
+const MESSAGES: u32 = 1000;
+
+/// What [`MESSAGES`] are counted in.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Messages that a process may still send.
+#[derive(Debug)]
+pub struct Budget {
+    left: u32,
+    since: Instant,
+}
+
+impl Budget {
+    /// A full one.
+    pub fn new(now: Instant) -> Self {
+        Self { left: MESSAGES, since: now }
+    }
+
+    /// Counts one message; `false` for one too many.
+    pub fn count(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= WINDOW {
+            *self = Self::new(now);
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
 /// A loss that has not been made good.
 #[derive(Debug)]
 pub struct Loss {
@@ -87,6 +143,8 @@ pub struct Tally {
     pub restarts: u64,
     /// Why it was lost last.
     pub cause: Option<String>,
+    /// How long the next process had to wait for its time then.
+    pub delay: Duration,
     /// How long it was away the last time.
     pub away: Option<Duration>,
     /// How long it has been away altogether.
@@ -135,33 +193,52 @@ pub struct Device {
     pub pairs: u16,
     /// Ends of processes that the core was told of and has not noted yet.
     pub parting: u32,
+    /// Messages that its process may still send.
+    messages: Budget,
 }
 
 impl Device {
     /// A device whose process serves.
     pub fn up(now: Instant) -> Self {
         Self {
-            state: State::Up { since: now, heartbeat: Heartbeat::new(now) },
+            state: State::up(now),
             loss: None,
             back: None,
             reexecuted: 0,
             backoff: Backoff::default(),
             pairs: 1,
             parting: 0,
+            messages: Budget::new(now),
         }
     }
 
     /// When something has to be done about it.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.state {
-            State::Up { heartbeat, .. } => Some(heartbeat.deadline()),
+            State::Up { heartbeat, hung_up, .. } => Some(hung_up.unwrap_or_else(|| heartbeat.deadline())),
             State::Ending { overdue } => *overdue,
             State::Draining { drain, .. } => Some(drain.deadline()),
             State::Waiting { until, .. } => *until,
-            State::Detaching { deadline } | State::Starting { deadline, .. } | State::Attaching { deadline } => {
-                Some(*deadline)
-            }
+            State::Detaching { deadline }
+            | State::Leaving { deadline }
+            | State::Starting { deadline, .. }
+            | State::Attaching { deadline } => Some(*deadline),
         }
+    }
+
+    /// `ozone` did not run for a while, and perhaps nothing did: whatever is awaited gets its time anew.
+    pub fn rearm(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Up { heartbeat, .. } => heartbeat.suspend(now),
+            State::Starting { deadline, .. } => *deadline = now + READY_PATIENCE,
+            State::Detaching { deadline } | State::Attaching { deadline } => *deadline = now + CORE_PATIENCE,
+            State::Leaving { .. } | State::Ending { .. } | State::Draining { .. } | State::Waiting { .. } => {}
+        }
+    }
+
+    /// Counts a message of its process; `false` for one too many.
+    pub fn hears(&mut self, now: Instant) -> bool {
+        self.messages.count(now)
     }
 
     /// The state in a word.
@@ -169,7 +246,7 @@ impl Device {
         match &self.state {
             State::Up { .. } => DeviceState::Up,
             State::Detaching { .. } => DeviceState::Detaching,
-            State::Ending { .. } => DeviceState::Ending,
+            State::Leaving { .. } | State::Ending { .. } => DeviceState::Ending,
             State::Draining { .. } => DeviceState::Draining,
             State::Waiting { until: Some(_), .. } => DeviceState::Waiting,
             State::Waiting { until: None, .. } => DeviceState::Away,

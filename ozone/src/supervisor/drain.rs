@@ -11,6 +11,9 @@ use crate::resources::{HostDevice, Prepared, ResourceError};
 /// How often it is looked whether the lock can be had: the kernel does not tell.
 pub const LOOK: Duration = Duration::from_millis(2);
 
+/// How often, when it has long been overdue.
+const LATE_LOOK: Duration = Duration::from_millis(100);
+
 /// When it has not ended after so long, it is said.
 const OVERDUE: Duration = Duration::from_secs(10);
 
@@ -57,7 +60,7 @@ impl Drain {
                 Ok((fresh, true)) => return Look::Free(fresh),
                 Ok((fresh, false)) => {
                     self.prepared = Some(fresh);
-                    self.look = now + LOOK;
+                    self.look = now + if self.overdue.is_some() { LOOK } else { LATE_LOOK };
                 }
                 Err(error) => {
                     self.look = now + RETRY;

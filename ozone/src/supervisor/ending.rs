@@ -42,7 +42,9 @@ impl Machine<'_> {
             Event::Deadline
             | Event::Signal(Signal::SIGWINCH | Signal::SIGPWR)
             | Event::Drained(_)
-            | Event::Asked(..) => return None,
+            | Event::HungUp(_)
+            | Event::Asked(..)
+            | Event::Left(_) => return None,
             // It is part of a restart, and its end follows.
             Event::NotJailed(..) => return None,
             Event::Signal(signal) => (Rank::Whole, Ending::Signal(signal)),
@@ -81,6 +83,14 @@ impl Machine<'_> {
                 (rank, Ending::BackendDied { process: process(place)?, how: death.to_string() })
             }
         })
+    }
+
+    /// The end of the machine, since the process of a device was lost whose loss means that.
+    pub(super) fn ends_with(&mut self, place: usize, how: String) -> Ending {
+        match self.processes.get(place).map(|child| child.process.clone()) {
+            Some(process) => self.settle(Rank::BackendDied, Ending::BackendDied { process, how }, true),
+            None => self.unexpected(place, "a loss"),
+        }
     }
 
     /// Waits a moment for what explains an ending better.

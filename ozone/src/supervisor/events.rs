@@ -2,21 +2,28 @@
 
 use std::time::Instant;
 
-use protocol::{FromBackend, FromCore};
+use protocol::{DeviceKind, FromBackend, FromCore, ToCore};
 
-use super::device::{Device, State};
+use super::device::{CORE_PATIENCE, Device, State};
 use super::ending::kind_of;
 use super::machine::Machine;
 use super::processes::{Event, Message};
 use crate::control::message::MachineState;
 use crate::exit::Ending;
 use crate::report;
-use crate::resources::HostDevice;
 use crate::spec::policy::OnFail;
 
 impl Machine<'_> {
     /// Goes on with one event while the machine runs.
     pub(super) fn handle(&mut self, event: Event) -> Result<(), Ending> {
+        if let Event::Message(place, _) = &event
+            && !self.hears(*place)
+        {
+            return match place {
+                0 => Err(self.unexpected(0, "a flood of messages")),
+                place => self.lose(*place, String::from("it floods its control channel")),
+            };
+        }
         if self.is_fatal(&event) {
             return self.other(event, true);
         }
@@ -26,7 +33,15 @@ impl Machine<'_> {
             Event::NotJailed(place, error) => self.lose(place, error.to_string()),
             Event::Broken(place, error) if place > 0 => self.lose(place, error.to_string()),
             Event::Died(place, death) if place > 0 => self.died(place, death),
+            Event::HungUp(place) => {
+                self.hung_up(place);
+                Ok(())
+            }
             Event::Drained(place) => self.look_at_drain(place),
+            Event::Left(client) => {
+                self.forget_wait(client);
+                Ok(())
+            }
             Event::Asked(client, request) => self.asked(client, request),
             event => self.other(event, true),
         }
@@ -68,11 +83,9 @@ impl Machine<'_> {
                     let serves = self.devices.get(index).is_some_and(|device| {
                         matches!(device.state, State::Up { .. } | State::Detaching { .. } | State::Attaching { .. })
                     });
+                    let cause = format!("the core lost it: {}", report::harmless(&reason));
                     // Else it is known already, and what the core says of it is of the last process.
-                    if serves {
-                        self.lose(index + 1, format!("the core lost it: {}", report::harmless(&reason)))?;
-                    }
-                    Ok(())
+                    if serves { self.lose(index + 1, cause) } else { self.lost_after_all(index + 1, cause) }
                 }
                 None => Err(self.unexpected(0, "Lost of an unknown device")),
             },
@@ -86,13 +99,20 @@ impl Machine<'_> {
         let on_terminal = self.is_on_terminal(place);
         let awaits_size = self.awaits_size(place);
         let traced = self.setting.trace.is_wanted();
-        let host = self.setting.resources.devices.get(place.wrapping_sub(1));
-        let most_pairs = host.map_or(1, HostDevice::most_pairs);
         let now = Instant::now();
+        let is_net = self.spec_of(place).is_some_and(|spec| spec.kind() == DeviceKind::Net);
+        if let FromBackend::Pairs { pairs } = message
+            && is_net
+            && self.note_pairs(place, pairs)
+        {
+            return Ok(());
+        }
         let Some(device) = self.device(place) else { return Ok(()) };
         match (message, &mut device.state) {
-            (FromBackend::Ready, State::Starting { ready, .. }) if !*ready => {
+            (FromBackend::Ready, State::Starting { ready, deadline, .. }) if !*ready => {
                 *ready = true;
+                // From here on it is the core that is waited for.
+                *deadline = now + CORE_PATIENCE;
                 self.ready(place)
             }
             (FromBackend::Alive { number }, State::Up { heartbeat, .. }) => {
@@ -107,17 +127,16 @@ impl Machine<'_> {
                 }
             }
             // It was asked while it served.
-            (FromBackend::Alive { .. }, State::Detaching { .. }) => Ok(()),
+            (FromBackend::Alive { .. } | FromBackend::Resubmitted { .. }, State::Detaching { .. }) => Ok(()),
+            (FromBackend::Violated { .. }, State::Up { .. } | State::Attaching { .. } | State::Detaching { .. }) => {
+                self.violated(place)
+            }
             (FromBackend::Resubmitted { requests }, State::Up { .. } | State::Attaching { .. }) => {
                 device.reexecuted = device.reexecuted.saturating_add(requests.into());
                 let tallies = self.setting.tallies;
                 tallies.add(place.wrapping_sub(1), |tally| {
                     tally.reexecuted = tally.reexecuted.saturating_add(requests.into());
                 });
-                Ok(())
-            }
-            (FromBackend::Pairs { pairs }, _) if (1..=most_pairs).contains(&pairs) => {
-                device.pairs = pairs;
                 Ok(())
             }
             (FromBackend::Failed(fault), _) => {
@@ -133,6 +152,23 @@ impl Machine<'_> {
                 let what = kind_of(&Message::Backend(message));
                 self.lose(place, format!("it broke the protocol: {what} was not expected"))
             }
+        }
+    }
+
+    /// A driver broke the rules of a queue: it is told so, by way of the device's status.
+    fn violated(&mut self, place: usize) -> Result<(), Ending> {
+        match self.spec_of(place) {
+            Some(spec) => self.send_core(&ToCore::NeedsReset { device: spec.id.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a message of the process at `place`; `false` for one too many.
+    fn hears(&mut self, place: usize) -> bool {
+        let now = Instant::now();
+        match self.device(place) {
+            Some(device) => device.hears(now),
+            None => self.core_messages.count(now),
         }
     }
 }

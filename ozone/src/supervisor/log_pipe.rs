@@ -37,6 +37,13 @@ impl LogPipe {
         Self { pipe: File::from(pipe), open: true, quiet: false, lines: Lines::new(Instant::now()) }
     }
 
+    /// Goes on with what another pipe has used up of its lines: a process that dies again and again prints no more than one
+    /// that lives.
+    pub fn succeed(&mut self, last: &Self) {
+        (self.lines.left, self.lines.refilled, self.lines.rest) =
+            (last.lines.left, last.lines.refilled, last.lines.rest);
+    }
+
     /// When the pipe may be looked at again; `None` for now. An ended pipe is never looked at.
     pub fn rests_until(&self, now: Instant) -> Option<Instant> {
         self.lines.rest.filter(|until| *until > now)

@@ -9,13 +9,14 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use protocol::{Attach, FromBackend, FromCore, LinkError, Start, ToBackend, ToCore};
 
-use super::device::Device;
+use super::device::{Budget, Device};
 use super::drain;
 use super::processes::{Child, Event, Message, Processes};
 use super::requests::Waits;
 use super::{Setting, SupervisorError};
 use crate::control::message::{Answer, MachineState};
 use crate::exit::Ending;
+use crate::report;
 use crate::resources::{HostDevice, Prepared, console::Place, terminal::Terminal};
 use crate::spec;
 
@@ -24,6 +25,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long what an earlier machine began may be in the way of a launch.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// `ozone` looks at a deadline so much too late only if it was stopped, and perhaps the whole host with it.
+const STOPPED: Duration = Duration::from_secs(1);
 
 /// What every phase has at hand.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub struct Machine<'a> {
     pub(super) devices: Vec<Device>,
     /// Whether its vCPUs run, once it does.
     pub(super) state: MachineState,
+    /// Messages that the core may still send.
+    pub(super) core_messages: Budget,
     /// Who outside waits for what.
     pub(super) waits: Waits,
     /// What the console on the terminal knows of its size.
@@ -64,6 +70,7 @@ impl<'a> Machine<'a> {
             serial: None,
             devices: Vec::new(),
             state: MachineState::Running,
+            core_messages: Budget::new(Instant::now()),
             waits: Waits::default(),
             size: Size::Taken,
         }
@@ -80,8 +87,15 @@ impl<'a> Machine<'a> {
             let event = self.processes.next(deadline);
             self.handle(event)?;
             let now = Instant::now();
-            self.tick(now)?;
             watchdog.tick(now);
+            // Not before all that was said in time has been heard.
+            if !self.processes.is_idle() {
+                continue;
+            }
+            if deadline.is_some_and(|deadline| now > deadline + STOPPED) {
+                self.devices.iter_mut().for_each(|device| device.rearm(now));
+            }
+            self.tick(now)?;
         }
     }
 
@@ -113,15 +127,20 @@ impl<'a> Machine<'a> {
         Err(self.settle(rank, ending, may_exit))
     }
 
-    /// Makes ready what a device's first process is handed, and waits until it is free.
+    /// Makes ready what a device's first process is handed, and waits until it is free: for a guest that has run before,
+    /// however long that takes.
     pub fn prepare(&mut self, host: &HostDevice) -> Result<Prepared, Ending> {
         let prepared = host.prepare()?;
-        let deadline = Instant::now() + DRAIN_PATIENCE;
+        let mut deadline = Some(Instant::now() + DRAIN_PATIENCE);
         while !prepared.is_free()? {
-            if Instant::now() >= deadline
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline)
                 && let Some(error) = host.draining(DRAIN_PATIENCE.as_secs())
             {
-                return Err(error.into());
+                if !self.setting.again {
+                    return Err(error.into());
+                }
+                report::say(&error.to_string());
+                deadline = None;
             }
             // No backend has been told anything, so whatever happens meanwhile is the end, or nothing.
             match self.processes.next(Some(Instant::now() + drain::LOOK)) {
@@ -149,6 +168,9 @@ impl<'a> Machine<'a> {
         let start = Start { socket: backend.into(), spec: incarnation.spec, trace };
         self.processes.set_sentinel(place, incarnation.sentinel);
         self.send_backend(place, &ToBackend::Start(start))?;
+        if let Ok(peer) = core.try_clone() {
+            self.processes.set_peer(place, peer);
+        }
         Ok(core)
     }
 
@@ -197,6 +219,10 @@ impl<'a> Machine<'a> {
         let Some((columns, rows)) = self.setting.resources.terminal().and_then(Terminal::size) else { return Ok(()) };
         let count = self.setting.resources.devices.len();
         let Some(place) = (1..=count).find(|place| self.is_on_terminal(*place)) else { return Ok(()) };
+        // One that is away asks for itself when it starts.
+        if !self.processes.is_linked(place) {
+            return Ok(());
+        }
         if self.size == Size::Taken {
             self.size = Size::Told;
             self.send_backend(place, &ToBackend::Resize { columns, rows })

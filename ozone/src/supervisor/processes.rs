@@ -11,7 +11,7 @@ use protocol::{Channel, FromBackend, FromCore, LinkError, ToBackend, ToCore};
 use super::log_pipe::LogPipe;
 use super::signals::Signals;
 use crate::control::message::{Answer, Request};
-use crate::control::server::{ClientId, Server};
+use crate::control::server::{ClientId, Heard, Server};
 use crate::exit::Death;
 use crate::jail::{JailError, Jailed, Progress};
 use crate::process::Process;
@@ -70,6 +70,8 @@ pub struct Child {
     progress: Option<Progress>,
     /// Reads as closed when all that the process began has ended.
     sentinel: Option<OwnedFd>,
+    /// The core's end of its vhost-user socket, to see it hung up.
+    peer: Option<OwnedFd>,
     /// `None` once either side has closed it.
     link: Option<Link>,
     log: LogPipe,
@@ -83,7 +85,7 @@ impl Child {
     /// Puts the parts of a child together.
     pub fn new(process: Process, jailed: Jailed, link: Link, log: LogPipe) -> Self {
         let (link, closed) = (Some(link), None);
-        Self { process, jailed, progress: None, sentinel: None, link, log, closed, ended: false }
+        Self { process, jailed, progress: None, sentinel: None, peer: None, link, log, closed, ended: false }
     }
 
     /// A child on its way through its jail.
@@ -122,10 +124,14 @@ pub enum Event {
     NotJailed(usize, JailError),
     /// A child has ended. All that it had said has been told before.
     Died(usize, Death),
+    /// A child has closed its vhost-user socket, though it lives.
+    HungUp(usize),
     /// All that a child which has ended had begun has ended too.
     Drained(usize),
     /// Someone outside asks for something.
     Asked(ClientId, Request),
+    /// Someone outside does not wait for the answer any more.
+    Left(ClientId),
     /// Nothing until the deadline.
     Deadline,
 }
@@ -148,6 +154,7 @@ enum Source {
     Jail(usize),
     Process(usize),
     Sentinel(usize),
+    Peer(usize),
     Listener,
     Client(ClientId),
 }
@@ -159,11 +166,17 @@ impl<'a> Processes<'a> {
     }
 
     /// Puts another child in the place of one that has ended.
-    pub fn replace(&mut self, place: usize, child: Child) {
+    pub fn replace(&mut self, place: usize, mut child: Child) {
         if let Some(old) = self.children.get_mut(place) {
             old.log.finish(&old.process);
+            child.log.succeed(&old.log);
             *old = child;
         }
+    }
+
+    /// Whether nothing has happened that has not been told.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// Gives a child that which tells when all it began has ended.
@@ -173,19 +186,49 @@ impl<'a> Processes<'a> {
         }
     }
 
+    /// Watches over the vhost-user socket of a child, of which this is the other end.
+    pub fn set_peer(&mut self, place: usize, peer: OwnedFd) {
+        if let Some(child) = self.children.get_mut(place) {
+            child.peer = Some(peer);
+        }
+    }
+
+    /// Whether a child can be sent anything.
+    pub fn is_linked(&self, place: usize) -> bool {
+        self.get(place).is_some_and(|child| child.link.is_some())
+    }
+
+    /// Closes the channel of a child, which ends then in good order, if it does.
+    pub fn dismiss(&mut self, place: usize) {
+        if let Some(child) = self.children.get_mut(place) {
+            (child.link, child.closed, child.peer) = (None, None, None);
+        }
+    }
+
     /// Whether a child that has ended has nothing under way any more.
     pub fn is_drained(&self, place: usize) -> bool {
         self.get(place).is_none_or(|child| child.ended && child.sentinel.is_none())
     }
 
-    /// Ends a child, of which nothing but its end is told any more.
-    pub fn kill(&mut self, place: usize) {
+    /// Ends a child, of which nothing but its end is told any more. Returns what it had said and nobody had heard.
+    pub fn kill(&mut self, place: usize) -> Vec<Message> {
+        let mut unheard = Vec::new();
+        let events = std::mem::take(&mut self.pending);
+        for event in events {
+            match event {
+                Event::Message(at, message) if at == place => unheard.push(message),
+                Event::Broken(at, _) | Event::NotJailed(at, _) | Event::HungUp(at) if at == place => {}
+                other => self.pending.push_back(other),
+            }
+        }
         if let Some(child) = self.children.get_mut(place) {
-            (child.link, child.closed, child.progress) = (None, None, None);
+            let link = child.link.take();
+            let words = link.iter().flat_map(|link| std::iter::from_fn(|| link.receive().ok()));
+            unheard.extend(words.take(MESSAGES));
+            (child.closed, child.progress, child.peer) = (None, None, None);
             child.jailed.kill();
         }
-        let of_the_dead = |event: &Event| matches!(event, Event::Message(at, _) | Event::Broken(at, _) | Event::NotJailed(at, _) if *at == place);
-        self.pending.retain(|event| !of_the_dead(event));
+        unheard
     }
 
     /// Answers a client and lets it go.
@@ -274,6 +317,10 @@ impl<'a> Processes<'a> {
             if let Some(progress) = &child.progress {
                 watch(Source::Jail(place), progress.as_fd());
             }
+            if let Some(peer) = &child.peer {
+                watch_for(Source::Peer(place), peer.as_fd(), PollFlags::empty());
+            }
+            let mut watch = |source, fd| watch_for(source, fd, PollFlags::POLLIN);
             if !child.ended {
                 watch(Source::Process(place), child.jailed.as_fd());
             } else if let Some(sentinel) = &child.sentinel {
@@ -310,10 +357,19 @@ impl<'a> Processes<'a> {
                         self.pending.push_back(Event::Drained(place));
                     }
                 }
+                Source::Peer(place) => {
+                    if let Some(child) = self.children.get_mut(place) {
+                        child.peer = None;
+                        self.pending.push_back(Event::HungUp(place));
+                    }
+                }
                 Source::Listener => self.server.into_iter().for_each(Server::accept),
                 Source::Client(client) => {
-                    let request = self.server.and_then(|server| server.receive(client));
-                    self.pending.extend(request.map(|request| Event::Asked(client, request)));
+                    self.pending.extend(match self.server.map(|server| server.receive(client)) {
+                        Some(Heard::Request(request)) => Some(Event::Asked(client, request)),
+                        Some(Heard::End) => Some(Event::Left(client)),
+                        Some(Heard::Nothing) | None => None,
+                    });
                 }
             }
         }
@@ -365,7 +421,7 @@ impl<'a> Processes<'a> {
         child.log.pump(&child.process);
         if let Some(status) = child.jailed.reap(Instant::now()) {
             child.ended = true;
-            child.closed = None;
+            (child.closed, child.peer) = (None, None);
             self.pending.push_back(Event::Died(place, Death(status)));
         }
     }

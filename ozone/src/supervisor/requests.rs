@@ -1,5 +1,7 @@
 //! What is asked of a running machine from outside, and who waits for the answer.
 
+use std::time::Instant;
+
 use protocol::{DeviceId, ToCore};
 
 use super::device::State;
@@ -99,6 +101,8 @@ impl Machine<'_> {
             return Err(self.unexpected(0, format!("{to:?}")));
         }
         self.state = to;
+        let now = Instant::now();
+        self.devices.iter_mut().for_each(|device| device.rearm(now));
         self.settle_waits();
         Ok(())
     }
@@ -119,6 +123,11 @@ impl Machine<'_> {
                 self.waits.0.push(wait);
             }
         }
+    }
+
+    /// A client has gone.
+    pub(super) fn forget_wait(&mut self, client: ClientId) {
+        self.waits.0.retain(|wait| wait.client != client);
     }
 
     /// A device will not come back by itself.
@@ -148,6 +157,7 @@ impl Machine<'_> {
         let device = |(index, (device, known)): (usize, (&crate::spec::Device, &super::device::Device))| {
             let tally = self.setting.tallies.add(index, |_| {});
             let milliseconds = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let under_way = known.loss.as_ref().map_or_else(Default::default, |loss| loss.at.elapsed());
             DeviceStatus {
                 id: device.id.clone(),
                 kind: device.kind(),
@@ -155,8 +165,9 @@ impl Machine<'_> {
                 pid: pid(index + 1),
                 restarts: tally.restarts,
                 cause: known.loss.as_ref().map(|loss| loss.cause.clone()).or(tally.cause),
+                delay_ms: milliseconds(tally.delay),
                 away_ms: tally.away.map(milliseconds),
-                away_total_ms: milliseconds(tally.away_total),
+                away_total_ms: milliseconds(tally.away_total + under_way),
                 reexecuted: tally.reexecuted,
             }
         };

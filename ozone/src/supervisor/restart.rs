@@ -6,26 +6,26 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use protocol::{DeviceId, ToBackend, ToCore};
+use protocol::{DeviceId, FromBackend, ToBackend, ToCore};
 
-use super::device::{Device, Loss, State};
+use super::device::{CORE_PATIENCE, Device, Loss, READY_PATIENCE, State};
 use super::drain::{Drain, Look};
 use super::heartbeat::{Due, Heartbeat};
 use super::machine::Machine;
-use super::processes::Child;
+use super::processes::{Child, Message};
 use super::spawn;
 use crate::control::message::MachineState;
 use crate::exit::{Death, Ending};
 use crate::report;
-use crate::resources::Prepared;
+use crate::resources::{Prepared, terminal};
 use crate::spec;
 use crate::spec::policy::{OnFail, Restart};
 
-/// How long a fresh process may take until it serves.
-const READY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process that is let go of may take to end in good order: a console writes its last bytes.
+const LEAVE_PATIENCE: Duration = Duration::from_millis(1500);
 
-/// How long the core may take to stop a device's queues, or to connect to a backend: longer than it gives the backend.
-const CORE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a process that has closed its vhost-user socket may take to end: what ended it says more.
+const HANGUP_PATIENCE: Duration = Duration::from_millis(100);
 
 /// When a killed process has not ended after so long, it is said.
 const OVERDUE: Duration = Duration::from_secs(10);
@@ -45,7 +45,14 @@ impl<'a> Machine<'a> {
                 continue;
             }
             match &mut device.state {
+                State::Up { hung_up: Some(_), .. } => {
+                    self.lose(place, String::from("it closed its vhost-user socket"))?;
+                }
                 State::Up { .. } => self.check_life(place, now)?,
+                State::Leaving { .. } => {
+                    device.state = State::Ending { overdue: Some(now + OVERDUE) };
+                    self.kill(place);
+                }
                 State::Ending { overdue } => {
                     *overdue = None;
                     let name = self.processes.name(place);
@@ -97,12 +104,19 @@ impl<'a> Machine<'a> {
     pub(super) fn lose(&mut self, place: usize, cause: String) -> Result<(), Ending> {
         self.tell_back(place);
         let now = Instant::now();
+        let on_fail = self.spec_of(place).map(|spec| spec.policy.on_fail);
         let Some(device) = self.device(place) else { return Ok(()) };
         let served = match &device.state {
             State::Up { since, .. } => Some(now.saturating_duration_since(*since)),
-            State::Ending { .. } | State::Draining { .. } | State::Waiting { .. } => return Ok(()),
+            State::Leaving { .. } | State::Ending { .. } | State::Draining { .. } | State::Waiting { .. } => {
+                return Ok(());
+            }
             _ => None,
         };
+        if served.is_some() && on_fail == Some(OnFail::StopVm) {
+            return Err(self.ends_with(place, cause));
+        }
+        let Some(device) = self.device(place) else { return Ok(()) };
         let by_hand = matches!(device.state, State::Detaching { .. });
         let delay = if by_hand { Duration::ZERO } else { device.backoff.after(served) };
         match &mut device.loss {
@@ -117,39 +131,97 @@ impl<'a> Machine<'a> {
             }
         }
         device.state = State::Ending { overdue: Some(now + OVERDUE) };
-        let first = served.is_some();
-        self.processes.kill(place);
+        self.kill(place);
         self.tell_loss(place);
-        self.forget_size(place);
-        let Some(spec) = self.spec_of(place) else { return Ok(()) };
-        if first && spec.policy.on_fail == OnFail::NeedsReset {
-            self.send_core(&ToCore::NeedsReset { device: spec.id.clone() })?;
+        if served.is_some() { self.needs_reset(place) } else { Ok(()) }
+    }
+
+    /// A loss is the first of a device: its driver is told, if that is the policy.
+    fn needs_reset(&self, place: usize) -> Result<(), Ending> {
+        match self.spec_of(place) {
+            Some(spec) if spec.policy.on_fail == OnFail::NeedsReset => {
+                self.send_core(&ToCore::NeedsReset { device: spec.id.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a process. Of what it had said last, one thing is for its successor.
+    fn kill(&mut self, place: usize) {
+        for message in self.processes.kill(place) {
+            if let Message::Backend(FromBackend::Pairs { pairs }) = message {
+                self.note_pairs(place, pairs);
+            }
+        }
+    }
+
+    /// The driver of a network interface uses so many queue pairs; `false` if there are not so many.
+    pub(super) fn note_pairs(&mut self, place: usize, pairs: u16) -> bool {
+        let host = self.setting.resources.devices.get(place.wrapping_sub(1));
+        let known = host.is_some_and(|host| (1..=host.most_pairs()).contains(&pairs));
+        if let Some(device) = self.device(place).filter(|_| known) {
+            device.pairs = pairs;
+        }
+        known
+    }
+
+    /// A process has closed its vhost-user socket.
+    pub(super) fn hung_up(&mut self, place: usize) {
+        if let Some(State::Up { hung_up, .. }) = self.device(place).map(|device| &mut device.state) {
+            *hung_up = Some(Instant::now() + HANGUP_PATIENCE);
+        }
+    }
+
+    /// The core says that it has lost a backend whose process had ended in good order a moment before: it did so because the
+    /// core let go of it, which is no good order.
+    pub(super) fn lost_after_all(&mut self, place: usize, cause: String) -> Result<(), Ending> {
+        let now = Instant::now();
+        let Some(device) = self.device(place) else { return Ok(()) };
+        let Some(loss) = device.loss.as_mut().filter(|loss| loss.orderly) else { return Ok(()) };
+        (loss.orderly, loss.cause, loss.told) = (false, cause, false);
+        let delay = loss.delay;
+        if let State::Waiting { until, .. } = &mut device.state
+            && until.is_none()
+            && self.spec_of(place).is_some_and(|spec| spec.policy.restart != Restart::Never)
+            && let Some(State::Waiting { until, .. }) = self.device(place).map(|device| &mut device.state)
+        {
+            *until = Some(now + delay);
         }
         Ok(())
     }
 
     /// The process of a device has ended.
     pub(super) fn died(&mut self, place: usize, death: Death) -> Result<(), Ending> {
-        let unawaited = self.device(place).is_some_and(|device| !matches!(device.state, State::Ending { .. }));
-        if unawaited {
-            let serves = self.device(place).is_some_and(|device| matches!(device.state, State::Up { .. }));
-            let orderly = serves && death.is_orderly();
-            // Told later: as a rule it is the machine that ends.
-            if let Some(device) = self.device(place).filter(|_| orderly) {
-                let delay = SETTLE.max(device.backoff.after(None));
-                let now = Instant::now();
-                let loss = Loss { at: now, cause: death.to_string(), by_hand: false, orderly, delay, told: true };
-                device.loss.get_or_insert(loss).orderly = true;
-                device.state = State::Ending { overdue: None };
-            } else {
-                self.lose(place, death.to_string())?;
-            }
-        }
         let now = Instant::now();
+        if self.is_on_terminal(place) {
+            // Whoever sits there has the terminal as it was until the next console takes it.
+            terminal::restore();
+        }
+        let Some(device) = self.device(place) else { return Ok(()) };
+        match device.state {
+            State::Ending { .. } | State::Leaving { .. } => {}
+            State::Up { .. } if death.is_orderly() => self.left(place, death)?,
+            _ => self.lose(place, death.to_string())?,
+        }
+        let Some(spec) = self.spec_of(place) else { return Ok(()) };
+        self.send_core(&ToCore::Dead { device: spec.id.clone() })?;
+        // It is dead: nothing but what it had said is left of it.
+        self.kill(place);
         if let Some(device) = self.device(place) {
-            device.state = State::Draining { drain: Drain::new(now), next: None };
+            device.state = State::Draining { drain: Drain::new(now), next: None, tried: false };
         }
         self.look_at_drain(place)
+    }
+
+    /// A process that served has ended in good order, which is told later: as a rule it is the machine that ends.
+    fn left(&mut self, place: usize, death: Death) -> Result<(), Ending> {
+        self.tell_back(place);
+        let Some(device) = self.device(place) else { return Ok(()) };
+        let delay = SETTLE.max(device.backoff.after(None));
+        let (at, cause) = (Instant::now(), death.to_string());
+        device.reexecuted = 0;
+        device.loss = Some(Loss { at, cause, by_hand: false, orderly: true, delay, told: true });
+        self.needs_reset(place)
     }
 
     /// Looks whether what the last process began has ended.
@@ -158,7 +230,7 @@ impl<'a> Machine<'a> {
         let index = place.wrapping_sub(1);
         let ended = self.processes.is_drained(place);
         let Some(host) = self.setting.resources.devices.get(index) else { return Ok(()) };
-        let Some(State::Draining { drain, next }) = self.device(place).map(|device| &mut device.state) else {
+        let Some(State::Draining { drain, next, tried }) = self.device(place).map(|device| &mut device.state) else {
             return Ok(());
         };
         match drain.look(host, ended, now) {
@@ -167,7 +239,7 @@ impl<'a> Machine<'a> {
                 self.drained(place, prepared, next)
             }
             Look::Waits(complaint) => {
-                let enter = next.is_none();
+                let enter = !std::mem::replace(tried, true);
                 if let Some(error) = complaint {
                     report::say(&format!("[{}] {error}", self.processes.name(place)));
                 }
@@ -232,7 +304,7 @@ impl<'a> Machine<'a> {
         let State::Waiting { prepared, next, .. } = &mut device.state else { return Ok(()) };
         let (prepared, next) = (prepared.take(), next.take());
         let Some(prepared) = prepared else {
-            device.state = State::Draining { drain: Drain::new(now), next: None };
+            device.state = State::Draining { drain: Drain::new(now), next: None, tried: false };
             return self.look_at_drain(place);
         };
         if let Some(loss) = device.loss.as_mut().filter(|loss| loss.orderly && !loss.by_hand) {
@@ -241,6 +313,7 @@ impl<'a> Machine<'a> {
             loss.orderly = false;
         }
         self.tell_loss(place);
+        self.forget_size(place);
         match self.spawn(place, prepared, next) {
             Ok(socket) => {
                 if let Some(device) = self.device(place) {
@@ -249,7 +322,7 @@ impl<'a> Machine<'a> {
                 Ok(())
             }
             Err(ending) => {
-                self.processes.kill(place);
+                self.kill(place);
                 let Some(device) = self.device(place) else { return Ok(()) };
                 let delay = device.backoff.after(None).max(RETRY);
                 if let Some(loss) = &mut device.loss {
@@ -286,15 +359,16 @@ impl<'a> Machine<'a> {
     pub(super) fn attached(&mut self, place: usize) -> Result<(), Ending> {
         let now = Instant::now();
         let Some(device) = self.device(place) else { return Ok(()) };
-        device.state = State::Up { since: now, heartbeat: Heartbeat::new(now) };
+        device.state = State::up(now);
         if let Some(loss) = device.loss.take() {
             let away = now.saturating_duration_since(loss.at);
-            let cause = loss.cause.clone();
+            let (cause, delay) = (loss.cause.clone(), loss.delay);
             device.back = Some((loss, away));
             self.setting.tallies.add(place.wrapping_sub(1), |tally| {
                 tally.restarts = tally.restarts.saturating_add(1);
                 tally.cause = Some(cause);
                 tally.away = Some(away);
+                tally.delay = delay;
                 tally.away_total = tally.away_total.saturating_add(away);
             });
         }
@@ -310,8 +384,8 @@ impl<'a> Machine<'a> {
         };
         // Else it was lost in the meantime.
         if matches!(device.state, State::Detaching { .. }) {
-            device.state = State::Ending { overdue: Some(Instant::now() + OVERDUE) };
-            self.processes.kill(place);
+            device.state = State::Leaving { deadline: Instant::now() + LEAVE_PATIENCE };
+            self.processes.dismiss(place);
         }
         Ok(())
     }
@@ -346,8 +420,15 @@ impl<'a> Machine<'a> {
                 *until = Some(now);
                 Ok(())
             }
+            // Whatever the policy says: it is asked for now.
+            State::Leaving { .. } | State::Ending { .. } | State::Draining { .. } => {
+                if let Some(loss) = &mut device.loss {
+                    loss.by_hand = true;
+                }
+                Ok(())
+            }
             // It is on its way.
-            _ => Ok(()),
+            State::Detaching { .. } | State::Starting { .. } | State::Attaching { .. } => Ok(()),
         }
     }
 

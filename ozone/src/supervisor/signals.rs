@@ -3,7 +3,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -45,6 +48,24 @@ impl Signals {
     pub fn next(&self) -> Option<Signal> {
         let info = self.fd.read_signal().ok().flatten()?;
         Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
+    }
+}
+
+impl Signals {
+    /// Waits for a while, or for a signal that ends the run.
+    pub fn wait(&self, patience: Duration) -> Option<Signal> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(signal) = std::iter::from_fn(|| self.next()).find(|signal| ENDING.contains(signal)) {
+                return Some(signal);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)], timeout);
+        }
     }
 }
 

@@ -285,6 +285,8 @@ fn backend(name: &str) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         "hangs-up" => {
+            let Ok(ToBackend::Ping { number }) = control.receive() else { return ExitCode::from(107) };
+            let _ = control.send(&FromBackend::Alive { number });
             drop(start.socket);
         }
         "floods" => {
@@ -681,12 +683,20 @@ fn replaced() -> Result<(), Failed> {
 }
 
 fn hanging() -> Result<(), Failed> {
-    for (id, cause) in [("hangs", "no sign of life within 15 s"), ("unasked", "a sign of life that was not asked for")]
-    {
+    // One image cannot be two disks; each has its own machine.
+    for (id, cause) in [
+        ("hangs", "no sign of life within 15 s"),
+        ("unasked", "a sign of life that was not asked for"),
+        ("hangs-up", "it closed its vhost-user socket"),
+        ("floods", "it floods its control channel"),
+    ] {
         let bench = Bench::new("wait");
         let mut run = bench.start(&["--disk", &format!("path=disk.img,id={id}")]);
-        Lines::of(&mut run).expect(&format!("[blk/{id}] lost: ")).find(cause).unwrap();
+        let line = Lines::of(&mut run).expect(&format!("[blk/{id}] lost: "));
+        assert!(line.contains(cause), "{line}");
     }
+    let hangs = ["--disk", "path=disk.img,id=hangs,on-fail=stop-vm"];
+    expect("wait", &hangs, 13, "blk/hangs died: no sign of life within 15 s");
     Ok(())
 }
 

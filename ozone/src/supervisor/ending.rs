@@ -28,7 +28,7 @@ pub enum Rank {
     BackendSays,
     /// A backend ended without a word.
     BackendDied,
-    /// The core has lost a backend.
+    /// The core has lost a backend, or would if it asked it anything.
     CoreLost,
     /// A backend ended in good order, as each does when the core lets go of it.
     BackendLeft,
@@ -42,7 +42,6 @@ impl Machine<'_> {
             Event::Deadline
             | Event::Signal(Signal::SIGWINCH | Signal::SIGPWR)
             | Event::Drained(_)
-            | Event::HungUp(_)
             | Event::Asked(..)
             | Event::Left(_) => return None,
             // It is part of a restart, and its end follows.
@@ -76,6 +75,11 @@ impl Machine<'_> {
             Event::Broken(place, error) => {
                 let process = self.processes.name(place);
                 (Rank::Whole, SupervisorError::Link { process, error }.into())
+            }
+            // If it has died, that says more.
+            Event::HungUp(place) => {
+                let how = String::from("it closed its vhost-user socket");
+                (Rank::CoreLost, Ending::BackendDied { process: process(place)?, how })
             }
             Event::Died(0, death) => (Rank::Whole, Ending::CoreDied(death)),
             Event::Died(place, death) => {

@@ -5,6 +5,7 @@ use std::fmt;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use protocol::{Fault, FaultKind};
+use seccomp::forbidden::Call;
 
 use crate::process::Process;
 
@@ -91,24 +92,34 @@ impl fmt::Display for Ending {
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug)]
-pub struct Death(pub WaitStatus);
+pub struct Death {
+    /// By the kernel's word.
+    pub status: WaitStatus,
+    /// The forbidden system call that it reported last, by its own word.
+    pub reported: Option<Call>,
+}
 
 impl Death {
     /// Whether the process ended by itself and in good order.
     pub fn is_orderly(self) -> bool {
-        matches!(self.0, WaitStatus::Exited(_, 0))
+        matches!(self.status, WaitStatus::Exited(_, 0))
     }
 }
 
 impl fmt::Display for Death {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            WaitStatus::Signaled(_, Signal::SIGSYS, _) => {
-                formatter.write_str("ended by its seccomp filter (SIGSYS): it made a system call that its role may not")
+        match (self.status, self.reported) {
+            // A process may claim a call that it did not make. But no table has a call that sends this signal: without a
+            // forbidden one it does not die of it.
+            (WaitStatus::Signaled(_, Signal::SIGSYS, _), Some(call)) => {
+                write!(formatter, "made the forbidden system call {call}")
             }
-            WaitStatus::Signaled(_, signal, _) => write!(formatter, "killed by {signal}"),
-            WaitStatus::Exited(_, code) => write!(formatter, "exited with status {code}"),
-            other => write!(formatter, "{other:?}"),
+            (WaitStatus::Signaled(_, Signal::SIGSYS, _), None) => {
+                formatter.write_str("made a system call that its role may not, and did not say which (seccomp, SIGSYS)")
+            }
+            (WaitStatus::Signaled(_, signal, _), _) => write!(formatter, "killed by {signal}"),
+            (WaitStatus::Exited(_, code), _) => write!(formatter, "exited with status {code}"),
+            (other, _) => write!(formatter, "{other:?}"),
         }
     }
 }
@@ -120,7 +131,7 @@ mod tests {
 
     #[test]
     fn every_code_is_in_the_list() {
-        let death = Death(WaitStatus::Exited(Pid::from_raw(1), 1));
+        let death = Death { status: WaitStatus::Exited(Pid::from_raw(1), 1), reported: None };
         let endings = [
             Ending::PowerOff,
             Ending::Fault(Fault::input("")),
@@ -141,8 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn a_seccomp_violation_is_named() {
-        let death = Death(WaitStatus::Signaled(Pid::from_raw(1), Signal::SIGSYS, false));
-        assert!(death.to_string().contains("seccomp"));
+    fn a_forbidden_call_is_named() {
+        let reported = Call::reported_by("error forbidden system call 41 (anything)");
+        let signaled = |signal| WaitStatus::Signaled(Pid::from_raw(1), signal, false);
+        let death = |status, reported| Death { status, reported }.to_string();
+        assert_eq!(death(signaled(Signal::SIGSYS), reported), "made the forbidden system call socket (41)");
+        assert!(death(signaled(Signal::SIGSYS), None).contains("did not say which"));
+        assert_eq!(death(signaled(Signal::SIGKILL), reported), "killed by SIGKILL");
+        assert_eq!(death(WaitStatus::Exited(Pid::from_raw(1), 159), reported), "exited with status 159");
     }
 }

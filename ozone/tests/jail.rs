@@ -34,8 +34,11 @@ const ORDINARY: u32 = 65534;
 
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
-    if name.starts_with("blk/") {
+    if name == "blk/disk0" {
         return probe();
+    }
+    if let Some(role) = Role::ALL.into_iter().find(|role| name.split('/').next() == Some(&role.to_string())) {
+        return offender(role);
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
@@ -48,6 +51,10 @@ fn main() -> ExitCode {
         test(&format!("an ordinary user's child is as confined{own}"), child_as_user).with_ignored_flag(!root),
         test("an ordinary user's child, from that user", child_in_user_namespace).with_ignored_flag(root),
         test(&format!("the launch filter ends a child at a call outside of its table{own}"), launch_filter)
+            .with_ignored_flag(!root),
+        test(&format!("every thread's forbidden call is reported, at any time{own}"), forbidden_calls)
+            .with_ignored_flag(!root),
+        test(&format!("a forbidden call of x32 ends a child without a report{own}"), foreign_call)
             .with_ignored_flag(!root),
         test(&format!("a failing step is named with its errno{own}"), failing_step).with_ignored_flag(!root),
         test(&format!("uid 0 and uid -1 are refused{own}"), never_root).with_ignored_flag(!root),
@@ -87,6 +94,61 @@ fn probe() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// The child that becomes one of `role` as the product does, and then makes a forbidden call where it is told to.
+fn offender(role: Role) -> ExitCode {
+    if protocol::process::enter(Signal::SIGKILL).is_err() || seccomp::install_setup(role).is_err() {
+        return ExitCode::from(100);
+    }
+    let mut command = [0; 64];
+    let Ok(length) = File::from(inherited()).read(&mut command) else { return ExitCode::from(101) };
+    let command = String::from_utf8_lossy(&command[..length]).into_owned();
+    if command == "set-up" {
+        forbidden_call();
+    }
+    if command == "handler" {
+        ignore_reports();
+    }
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let wait_and_offend = move || {
+        if gate.recv().is_ok() {
+            forbidden_call();
+        }
+    };
+    let started = protocol::process::spawn("offender", wait_and_offend);
+    if started.is_err() || seccomp::install_run(role).is_err() {
+        return ExitCode::from(102);
+    }
+    match command.as_str() {
+        "main thread" => forbidden_call(),
+        "x32" => foreign(),
+        _ => {
+            let _ = go.send(());
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+    ExitCode::from(103)
+}
+
+fn forbidden_call() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let _ = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None);
+}
+
+/// The same call by the number that x32 gives it (Linux `arch/x86/include/uapi/asm/unistd.h`).
+#[allow(unsafe_code)]
+fn foreign() {
+    // SAFETY: numbers only.
+    unsafe { nix::libc::syscall(nix::libc::SYS_socket | 0x4000_0000, 2, 1, 0) };
+}
+
+#[allow(unsafe_code)]
+fn ignore_reports() {
+    // SAFETY: nothing is handled.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGSYS, nix::sys::signal::SigHandler::SigIgn) };
+}
+
 fn inherited() -> OwnedFd {
     // Through the standard streams' number 0 (the null device) nothing can be read, so the control socket is duplicated by
     // the one safe way there is: from a descriptor borrowed as a raw number by nix.
@@ -115,16 +177,20 @@ fn disk() -> Process {
 }
 
 fn spawn(identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailError> {
+    spawn_as(disk(), Role::Blk, identity, filters)
+}
+
+fn spawn_as(process: Process, role: Role, identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailError> {
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
     let executable = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
     let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     let (control, theirs) = UnixStream::pair().unwrap();
     control.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let plan = Plan {
-        process: disk(),
+        process,
         executable: executable.as_fd(),
         identity,
-        limits: limits::for_role(Role::Blk, 128 << 20),
+        limits: limits::for_role(role, 128 << 20),
         filters,
         null: null.as_fd(),
         log: log_end.as_fd(),
@@ -275,6 +341,47 @@ fn launch_filter() -> Result<(), Failed> {
     assert!(rest.is_empty(), "the probe got through: {}", String::from_utf8_lossy(&rest));
     let status = child.jailed.reap(Instant::now() + Duration::from_secs(20));
     assert!(matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGSYS, _))), "{status:?}");
+    Ok(())
+}
+
+/// How a child of `role` ends that is told to offend in a certain way, and what it says.
+fn end_of(role: Role, command: &str) -> Result<(Option<WaitStatus>, String), Failed> {
+    let device = DeviceId::try_from("offender".to_owned())?;
+    let process = match role {
+        Role::Core => Process::Core,
+        Role::Blk => Process::Backend { kind: DeviceKind::Blk, device },
+        Role::Net => Process::Backend { kind: DeviceKind::Net, device },
+        Role::Console => Process::Backend { kind: DeviceKind::Console, device },
+    };
+    let mut child = spawn_as(process, role, Identity::Own(OWN), seccomp::launch_filters(role)?)?;
+    child.control.write_all(command.as_bytes())?;
+    let status = child.jailed.reap(Instant::now() + Duration::from_secs(20));
+    Ok((status, child.log_text()))
+}
+
+fn is_sigsys(status: Option<WaitStatus>) -> bool {
+    matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGSYS, _)))
+}
+
+fn forbidden_calls() -> Result<(), Failed> {
+    let expect = |role: Role, command: &str, call: &str| -> Result<(), Failed> {
+        let (status, log) = end_of(role, command)?;
+        let line = format!("error forbidden system call {call}, architecture 0xc000003e\n");
+        assert!(is_sigsys(status) && log == line, "{role} {command}: {status:?}, {log}");
+        Ok(())
+    };
+    for role in Role::ALL {
+        for command in ["set-up", "main thread", "another thread"] {
+            expect(role, command, "41 (socket)")?;
+        }
+        expect(role, "handler", "13 (rt_sigaction)")?;
+    }
+    Ok(())
+}
+
+fn foreign_call() -> Result<(), Failed> {
+    let (status, log) = end_of(Role::Blk, "x32")?;
+    assert!(is_sigsys(status) && log.is_empty(), "{status:?}, {log}");
     Ok(())
 }
 

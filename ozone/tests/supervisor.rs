@@ -132,14 +132,19 @@ fn core() -> ExitCode {
         "panic" => exited(Cause::Panic),
         "triple-fault" => exited(Cause::TripleFault),
         "die" => ExitCode::from(9),
-        "forbidden" => {
-            let _ = nix::sys::socket::socket(
-                nix::sys::socket::AddressFamily::Inet,
-                nix::sys::socket::SockType::Stream,
-                nix::sys::socket::SockFlag::empty(),
-                None,
-            );
-            ExitCode::from(107)
+        "forbidden" => forbidden(),
+        "forbidden-after-a-lie" => {
+            let _ = std::io::stderr().write_all(LIE);
+            forbidden()
+        }
+        "forbidden-unsaid" => {
+            // The report does not come through.
+            let _ = nix::unistd::close(2);
+            forbidden()
+        }
+        "lie" => {
+            let _ = std::io::stderr().write_all(LIE);
+            ExitCode::from(159)
         }
         "lost" => {
             say(FromCore::Lost { device: attached.remove(0), reason: "bad\nreply".into() });
@@ -279,6 +284,11 @@ fn backend(name: &str) -> ExitCode {
             return ExitCode::from(u8::from(!matches!(socket.read(&mut [0]), Ok(0))));
         }
         "mortal" => return ExitCode::from(9),
+        "offender" => {
+            // The machine runs, or nobody would ask for a sign of life.
+            let _ = control.receive();
+            return forbidden();
+        }
         "hangs" => {
             // No sign of life.
             while control.receive().is_ok() {}
@@ -320,6 +330,16 @@ fn told(control: &Channel<FromBackend, ToBackend>) -> Option<ToBackend> {
 fn wait(control: &Channel<FromBackend, ToBackend>) -> ExitCode {
     while told(control).is_some() {}
     ExitCode::SUCCESS
+}
+
+/// A report of a call that was not made.
+const LIE: &[u8] = b"error forbidden system call 165 (mount), architecture 0xc000003e\n";
+
+/// Makes a call that no role may make.
+fn forbidden() -> ExitCode {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let _ = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None);
+    ExitCode::from(107)
 }
 
 /// A core that does what it is told.
@@ -372,6 +392,7 @@ fn tests() -> ExitCode {
     add("kill -9 of any process ends all of them", &kvm, kills);
     add("a killed backend is replaced, and nothing else", &kvm, replaced);
     add("a backend that gives no sign of life is replaced", &kvm, hanging);
+    add("a forbidden system call of a backend is named in its loss", &kvm, offending);
     add("failures on the way back are retried, each later", &kvm, retried);
     add("nothing is started while an earlier request is under way", &kvm, drained);
     add("a device that stays away comes back by hand", &all, by_hand);
@@ -539,7 +560,12 @@ fn endings() -> Result<(), Failed> {
     expect("triple-fault", &[], 11, "triple fault");
     expect("die", &disk, 12, "core died: exited with status 9");
     expect("die-early", &disk, 12, "core died: exited with status 7");
-    expect("forbidden", &[], 12, "core died: ended by its seccomp filter");
+    expect("forbidden", &[], 12, "core died: made the forbidden system call socket (41)");
+    expect("forbidden-after-a-lie", &[], 12, "core died: made the forbidden system call socket (41)");
+    expect("forbidden-unsaid", &[], 12, "core died: made a system call that its role may not, and did not say which");
+    expect("lie", &[], 12, "core died: exited with status 159");
+    let offender = ["--disk", "path=disk.img,id=offender,on-fail=stop-vm"];
+    expect("wait", &offender, 13, "blk/offender died: made the forbidden system call socket (41)");
     // Which of the two is ready first is any.
     let both = ["--disk", "path=disk.img,on-fail=stop-vm", "--console", "stdio,on-fail=stop-vm"];
     expect("lost", &both, 13, "died: the core lost it: bad\\nreply");
@@ -679,6 +705,15 @@ fn replaced() -> Result<(), Failed> {
     kill(run.pid(), Signal::SIGTERM)?;
     lines.expect("ended by SIGTERM");
     gone(&before);
+    Ok(())
+}
+
+fn offending() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let mut run = bench.start(&["--disk", "path=disk.img,id=offender"]);
+    let mut lines = Lines::of(&mut run);
+    lines.expect("[blk/offender] error forbidden system call 41 (socket), architecture 0xc000003e");
+    lines.expect("[blk/offender] lost: made the forbidden system call socket (41); it is started again");
     Ok(())
 }
 

@@ -13,15 +13,16 @@ use crate::fault::Fault;
 /// The exit status of a process that met a defect of its own.
 pub const PANICKED: i32 = 101;
 
-/// Takes the process name from the first argument, forbids core dumps and ptrace by the same user, and asks for
+/// Has forbidden system calls reported, takes the process name from the first argument, forbids core dumps and ptrace by the same user, and asks for
 /// `on_parent_death` when `ozone` dies.
 ///
-/// It is called first thing in `main`: `execve` has just reset all three (prctl(2), PR_SET_DUMPABLE and
-/// PR_SET_PDEATHSIG). Should `ozone` have died already, the control socket reads as closed.
+/// It is called first thing in `main`, before the set-up filter: `execve` has just reset all of them (prctl(2),
+/// PR_SET_DUMPABLE and PR_SET_PDEATHSIG). Should `ozone` have died already, the control socket reads as closed.
 ///
 /// # Errors
-/// What prctl(2) answers.
+/// What sigaction(2) or prctl(2) answers.
 pub fn enter(on_parent_death: Signal) -> io::Result<()> {
+    seccomp::forbidden::report()?;
     // The standard library's way out of a panic makes calls that no run table has, and would look like an attack.
     panic::set_hook(Box::new(|defect| {
         log::error!("panic, a defect of ozone: {defect}");

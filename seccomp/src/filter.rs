@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
 };
 
 use crate::policy::{self, Role};
@@ -13,6 +14,8 @@ use crate::policy::{self, Role};
 pub enum Check {
     /// The lower 32 bits of argument `.0` equal `.1`.
     Equals(u8, u32),
+    /// The lower 32 bits of argument `.0` are anything but `.1`.
+    Differs(u8, u32),
     /// None of the bits `.1` is set in argument `.0` (at most 32 of them, in the lower half).
     Without(u8, u32),
 }
@@ -75,7 +78,7 @@ pub fn launch_filters(role: Role) -> Result<Vec<BpfProgram>, FilterError> {
     Ok(vec![
         answer(policy::start::ANSWERED, libc::EPERM)?,
         answer(policy::start::ABSENT, libc::ENOSYS)?,
-        compile(role, &allowed, SeccompAction::KillProcess, SeccompAction::Allow)?,
+        confining(role, &allowed)?,
     ])
 }
 
@@ -97,8 +100,31 @@ pub fn install_run(role: Role) -> Result<(), FilterError> {
 }
 
 fn install(role: Role, rules: &[Rule]) -> Result<(), FilterError> {
-    let program = compile(role, rules, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let program = confining(role, rules)?;
     seccompiler::apply_filter_all_threads(&program).map_err(|source| FilterError::Install { role, source })
+}
+
+/// How many instructions at the start of a program look at the architecture (seccompiler,
+/// `build_arch_validation_sequence`).
+const ARCHITECTURE: usize = 3;
+
+/// The bit that x32 has in its call numbers, on the architecture number of x86_64 (Linux `arch/x86/include/uapi/asm/unistd.h`).
+const X32: u32 = 0x4000_0000;
+
+/// A program that has every call trapped but those of `rules`, and ends the process at one of a foreign architecture.
+fn confining(role: Role, rules: &[Rule]) -> Result<BpfProgram, FilterError> {
+    let mut program = compile(role, rules, SeccompAction::Trap, SeccompAction::Allow)?;
+    // x32 shares its architecture number with x86_64: what would be trapped ends here like any other foreign call. Jumps
+    // are relative and go forward, and none goes past this place.
+    let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    let foreign = [
+        // seccomp_data.nr
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    program.splice(ARCHITECTURE..ARCHITECTURE, foreign);
+    Ok(program)
 }
 
 fn compile(
@@ -119,6 +145,9 @@ fn compile(
         let conditions = rule.checks.iter().map(|check| match *check {
             Check::Equals(argument, value) => {
                 SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value))
+            }
+            Check::Differs(argument, value) => {
+                SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, u64::from(value))
             }
             Check::Without(argument, bits) => {
                 SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(u64::from(bits)), 0)
@@ -144,8 +173,39 @@ mod tests {
     fn every_role_has_filters_that_compile() {
         for role in Role::ALL {
             assert_eq!(launch_filters(role).unwrap().len(), 3, "{role}");
-            compile(role, &policy::setup(role), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
-            compile(role, &policy::run(role), SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
+            confining(role, &policy::setup(role)).unwrap();
+            confining(role, &policy::run(role)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_program_begins_with_the_architecture_and_x32() {
+        let program = confining(Role::Blk, &policy::run(Role::Blk)).unwrap();
+        let kill = |at: usize| program[at].k == libc::SECCOMP_RET_KILL_PROCESS;
+        assert!(kill(ARCHITECTURE - 1) && kill(ARCHITECTURE + 2));
+        // Past the first of the two refusals and no further.
+        assert_eq!((program[1].jt, program[1].jf), (1, 0));
+        assert_eq!(program.last().unwrap().k, libc::SECCOMP_RET_TRAP);
+    }
+
+    #[test]
+    fn the_last_call_of_a_report_is_in_no_table() {
+        for role in Role::ALL {
+            let tables = [policy::setup(role), policy::start::EXEC.to_vec()].concat();
+            assert!(tables.iter().all(|rule| rule.syscall != crate::forbidden::LAST), "{role}");
+        }
+    }
+
+    #[test]
+    fn no_table_of_a_process_gives_up_the_handler_of_reports() {
+        for role in Role::ALL {
+            for rule in policy::setup(role).iter().filter(|rule| rule.syscall == libc::SYS_rt_sigaction) {
+                let checked = rule
+                    .checks
+                    .iter()
+                    .any(|check| matches!(check, Check::Differs(0, signal) if *signal == libc::SIGSYS.unsigned_abs()));
+                assert!(checked, "{role}: {}", rule.reason);
+            }
         }
     }
 

@@ -3,14 +3,16 @@
 //! Every role has one file under [`policy`], and three filters follow one another. The *launch* filter is installed by the
 //! jailer before `execveat`. The *set-up* filter is installed by the process itself, first thing in its `main`, and takes
 //! away what only the start of an executable needs. The *run* filter is installed before it says that it is ready:
-//! filters only ever add up, so what the run table leaves out is gone. A call that no table allows ends the process with
-//! SIGSYS (seccomp(2), SECCOMP_RET_KILL_PROCESS). Foreign architectures are refused by a filter's first instruction,
-//! x32 by having other call numbers.
+//! filters only ever add up, so what the run table leaves out is gone. A call that no table allows is not made, and ends
+//! the process with SIGSYS and a report of which it was ([`forbidden`]).
+//! A call of a foreign architecture, x32 among them, ends it without one (SECCOMP_RET_KILL_PROCESS).
 //!
 //! A few calls of the C library's start are neither needed nor fatal: they are answered with EPERM or ENOSYS by two more
 //! filters ([`policy::start::ANSWERED`], [`policy::start::ABSENT`]).
 
 pub mod filter;
+pub mod forbidden;
+pub mod names;
 pub mod policy;
 
 pub use filter::{Check, FilterError, Rule, install_run, install_setup, launch_filters};

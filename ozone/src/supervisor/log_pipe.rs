@@ -5,6 +5,8 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use seccomp::forbidden::Call;
+
 use crate::process::Process;
 use crate::report;
 
@@ -59,6 +61,11 @@ impl LogPipe {
         self.quiet = true;
     }
 
+    /// The forbidden system call that the child reported last, of what has been read.
+    pub fn reported(&self) -> Option<Call> {
+        self.lines.reported
+    }
+
     /// Prints what is there.
     pub fn pump(&mut self, process: &Process) {
         let mut bytes = [0; 4096];
@@ -110,11 +117,13 @@ struct Lines {
     refilled: Instant,
     lost: u64,
     rest: Option<Instant>,
+    /// The last forbidden system call that a line named, whether that line was printed or not.
+    reported: Option<Call>,
 }
 
 impl Lines {
     fn new(now: Instant) -> Self {
-        Self { partial: Vec::new(), left: BURST, refilled: now, lost: 0, rest: None }
+        Self { partial: Vec::new(), left: BURST, refilled: now, lost: 0, rest: None, reported: None }
     }
 
     fn take(&mut self, bytes: &[u8], now: Instant, mut print: impl FnMut(&str)) {
@@ -134,6 +143,8 @@ impl Lines {
     }
 
     fn line(&mut self, line: &[u8], now: Instant, print: &mut impl FnMut(&str)) {
+        let text = String::from_utf8_lossy(line);
+        self.reported = Call::reported_by(&text).or(self.reported);
         if self.left == 0 {
             self.lost += 1;
             self.rest = Some(now + REST);
@@ -144,7 +155,7 @@ impl Lines {
             self.lost = 0;
         }
         self.left -= 1;
-        print(&report::harmless(&String::from_utf8_lossy(line)));
+        print(&report::harmless(&text));
     }
 
     fn refill(&mut self, now: Instant) {
@@ -198,8 +209,10 @@ mod tests {
         let flood = b"noise\n".repeat(10_000);
         assert_eq!(collect(&mut lines, &flood, now).len(), BURST as usize);
         assert!(lines.rest.is_some());
+        assert!(collect(&mut lines, b"error forbidden system call 41 (socket)\n", now).is_empty());
+        assert_eq!(lines.reported.unwrap().to_string(), "socket (41)", "though it is not printed");
         let later = now + Duration::from_secs(1);
         let printed = collect(&mut lines, b"signal\n", later);
-        assert_eq!(printed, ["9800 lines were lost: too many at once", "signal"]);
+        assert_eq!(printed, ["9801 lines were lost: too many at once", "signal"]);
     }
 }

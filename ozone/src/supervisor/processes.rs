@@ -422,7 +422,8 @@ impl<'a> Processes<'a> {
         if let Some(status) = child.jailed.reap(Instant::now()) {
             child.ended = true;
             (child.closed, child.peer) = (None, None);
-            self.pending.push_back(Event::Died(place, Death(status)));
+            let death = Death { status, reported: child.log.reported() };
+            self.pending.push_back(Event::Died(place, death));
         }
     }
 

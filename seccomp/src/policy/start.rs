@@ -2,10 +2,10 @@
 
 use libc::{
     CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, PROT_EXEC,
-    SYS_arch_prctl, SYS_brk, SYS_clone, SYS_clone3, SYS_execveat, SYS_exit, SYS_exit_group, SYS_getrandom, SYS_madvise,
-    SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_poll, SYS_prctl, SYS_prlimit64, SYS_readlink, SYS_rseq,
-    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sched_getaffinity, SYS_seccomp, SYS_set_robust_list, SYS_set_tid_address,
-    SYS_sigaltstack, SYS_write,
+    SIGSYS, SYS_arch_prctl, SYS_brk, SYS_clone, SYS_clone3, SYS_execveat, SYS_exit, SYS_exit_group, SYS_getrandom,
+    SYS_madvise, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_poll, SYS_prctl, SYS_prlimit64, SYS_readlink,
+    SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sched_getaffinity, SYS_seccomp, SYS_set_robust_list,
+    SYS_set_tid_address, SYS_sigaltstack, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -31,6 +31,7 @@ pub const EXEC: &[Rule] = &[
     allow(SYS_execveat, "the jailer's last step: the role's executable"),
     allow(SYS_arch_prctl, "thread-local storage of the first thread"),
     allow(SYS_set_tid_address, "the C library's start"),
+    allow(SYS_rt_sigaction, "main has forbidden calls reported, before the set-up filter forbids to change that"),
 ];
 
 /// Needed until the role is ready.
@@ -45,7 +46,11 @@ pub const SETUP: &[Rule] = &[
     allow_if(SYS_mprotect, &[Check::Without(2, NO_EXEC)], "relocations made read-only, guard pages; never executable"),
     allow(SYS_munmap, "heap and thread stacks"),
     allow(SYS_madvise, "heap given back; guest memory kept out of core dumps and in huge pages"),
-    allow(SYS_rt_sigaction, "the standard library's handlers for SIGPIPE and stack overflow"),
+    allow_if(
+        SYS_rt_sigaction,
+        &[Check::Differs(0, SIGSYS.unsigned_abs())],
+        "handlers for SIGPIPE, stack overflow and the role's own signals; that of forbidden calls stays",
+    ),
     allow(SYS_rt_sigprocmask, "the C library's thread start"),
     allow(SYS_sigaltstack, "the standard library's stack overflow handler"),
     allow_if(

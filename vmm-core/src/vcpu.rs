@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use protocol::process;
 use protocol::trace::Point;
 use protocol::{Cause, Fault};
@@ -128,7 +128,11 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
         4 => "unexpected exit reason",
         _ => "unknown",
     };
-    let at =
-        vcpu.get_regs().map_or_else(|_| String::new(), |registers| format!(" at instruction {:#x}", registers.rip));
-    format!("KVM_EXIT_INTERNAL_ERROR {suberror} ({name}){at}")
+    // KVM_GET_REGS is not for this thread; KVM_RUN leaves the registers in its page, and here runs nothing else (Linux
+    // Documentation/virt/kvm/api.rst, section 5, `kvm_valid_regs`).
+    vcpu.set_sync_valid_reg(SyncReg::Register);
+    vcpu.set_kvm_immediate_exit(1);
+    let _ = vcpu.run();
+    let instruction = vcpu.sync_regs().regs.rip;
+    format!("KVM_EXIT_INTERNAL_ERROR {suberror} ({name}) at instruction {instruction:#x}")
 }

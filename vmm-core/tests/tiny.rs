@@ -54,6 +54,15 @@ fn an_exception_without_handlers_is_a_triple_fault() {
 }
 
 #[test]
+fn an_instruction_that_kvm_cannot_carry_out_is_told_with_its_place() {
+    // mov eax, 0xd0001000; jmp rax: nothing is there to be fetched.
+    let (last, _) = run(&Code::default().raw(&[0xb8, 0x00, 0x10, 0x00, 0xd0, 0xff, 0xe0]));
+    let FromCore::Failed(fault) = last else { panic!("{last:?}") };
+    assert!(fault.message.contains("KVM_EXIT_INTERNAL_ERROR 1 (emulation failure)"), "{fault}");
+    assert!(fault.message.contains("at instruction 0xd0001000"), "{fault}");
+}
+
+#[test]
 fn empty_device_slots_read_as_all_ones() {
     let (_, text) = run(&Code::default().print_word_at(0xd000_0000).out(0x600, 0x34).halt());
     assert_eq!(text.chars().count(), 4);

@@ -26,7 +26,7 @@ use nix::unistd::{Uid, pipe2};
 use ozone::jail::{self, Identity, JailError, Plan, limits};
 use ozone::process::Process;
 use protocol::{DeviceId, DeviceKind};
-use seccomp::Role;
+use seccomp::{CoreThread, Role};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 const OWN: u32 = 0x7000_0000 + 63 * 64 + 7;
@@ -114,8 +114,15 @@ fn offender(role: Role) -> ExitCode {
             forbidden_call();
         }
     };
-    let started = protocol::process::spawn("offender", wait_and_offend);
-    if started.is_err() || seccomp::install_run(role).is_err() {
+    let kind = CoreThread::ALL.into_iter().find(|kind| command == kind.to_string());
+    let confine = move || {
+        let confined = kind.map_or(Ok(()), seccomp::install_core_thread);
+        confined.map_err(|error| protocol::Fault::host(error.to_string()))
+    };
+    let started = protocol::process::spawn_prepared("offender", confine, wait_and_offend);
+    let confined =
+        if role == Role::Core { seccomp::install_core_thread(CoreThread::Main) } else { seccomp::install_run(role) };
+    if started.is_err() || confined.is_err() {
         return ExitCode::from(102);
     }
     match command.as_str() {
@@ -375,6 +382,9 @@ fn forbidden_calls() -> Result<(), Failed> {
             expect(role, command, "41 (socket)")?;
         }
         expect(role, "handler", "13 (rt_sigaction)")?;
+    }
+    for kind in CoreThread::ALL {
+        expect(Role::Core, &kind.to_string(), "41 (socket)")?;
     }
     Ok(())
 }

@@ -40,22 +40,41 @@ pub fn enter(on_parent_death: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a thread and returns once it runs `body`.
+/// Starts a thread and returns once it is about to run `body`.
 ///
-/// The system calls of a thread's start (its name, its signal stack) are not in any run table: a filter that is installed
-/// in all threads must not meet one that is still starting.
+/// The system calls of a thread's start (its name, its signal stack) and of its end are not in any run table. So the first
+/// are waited for, and the others never come: a thread whose body has returned rests until the process ends.
 ///
 /// # Errors
 /// A host fault when there is no room for a thread.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+    spawn_prepared(name, || Ok(()), body)
+}
+
+/// The same for a thread that first calls `prepare`, which is waited for.
+///
+/// # Errors
+/// What `prepare` answers, or a host fault when there is no room for a thread.
+pub fn spawn_prepared(
+    name: &str,
+    prepare: impl FnOnce() -> Result<(), Fault> + Send + 'static,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<(), Fault> {
     let (started, wait) = mpsc::channel();
     let run = move || {
+        let prepared = prepare();
+        let goes_on = prepared.is_ok();
         // The receiver waits for this one message.
-        let _ = started.send(());
-        body();
+        let _ = started.send(prepared);
+        if goes_on {
+            body();
+        }
+        loop {
+            thread::park();
+        }
     };
     let failed = |error: &dyn std::fmt::Display| Fault::host(format!("start the thread '{name}': {error}"));
     let thread = thread::Builder::new().name(name.chars().take(15).collect()).spawn(run);
     thread.map_err(|error| failed(&error))?;
-    wait.recv().map_err(|error| failed(&error))
+    wait.recv().map_err(|error| failed(&error))?
 }

@@ -7,7 +7,7 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
-use crate::policy::{self, Role};
+use crate::policy::{self, CoreThread, Role};
 
 /// What an argument of an allowed call has to be.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ pub enum Check {
     Equals(u8, u32),
     /// The lower 32 bits of argument `.0` are anything but `.1`.
     Differs(u8, u32),
+    /// Of the lower 32 bits of argument `.0`, those in `.1` equal `.2`.
+    Masked(u8, u32, u32),
     /// None of the bits `.1` is set in argument `.0` (at most 32 of them, in the lower half).
     Without(u8, u32),
 }
@@ -91,12 +93,22 @@ pub fn install_setup(role: Role) -> Result<(), FilterError> {
     install(role, &policy::setup(role))
 }
 
-/// Installs the run filter of `role` in every thread of this process: nothing of setting up is possible afterwards.
+/// Installs the run filter of a backend in every thread of its process: nothing of setting up is possible afterwards.
 ///
 /// # Errors
 /// [`FilterError`].
 pub fn install_run(role: Role) -> Result<(), FilterError> {
     install(role, &policy::run(role))
+}
+
+/// Installs the run filter of one of the core's threads, in the calling thread: nothing of setting up is possible for it
+/// afterwards.
+///
+/// # Errors
+/// [`FilterError`].
+pub fn install_core_thread(thread: CoreThread) -> Result<(), FilterError> {
+    let program = confining(Role::Core, &policy::core::run(thread))?;
+    seccompiler::apply_filter(&program).map_err(|source| FilterError::Install { role: Role::Core, source })
 }
 
 fn install(role: Role, rules: &[Rule]) -> Result<(), FilterError> {
@@ -149,6 +161,12 @@ fn compile(
             Check::Differs(argument, value) => {
                 SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, u64::from(value))
             }
+            Check::Masked(argument, bits, value) => SeccompCondition::new(
+                argument,
+                SeccompCmpArgLen::Dword,
+                SeccompCmpOp::MaskedEq(u64::from(bits)),
+                u64::from(value),
+            ),
             Check::Without(argument, bits) => {
                 SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(u64::from(bits)), 0)
             }
@@ -167,6 +185,8 @@ fn compile(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -175,6 +195,9 @@ mod tests {
             assert_eq!(launch_filters(role).unwrap().len(), 3, "{role}");
             confining(role, &policy::setup(role)).unwrap();
             confining(role, &policy::run(role)).unwrap();
+        }
+        for thread in CoreThread::ALL {
+            confining(Role::Core, &policy::core::run(thread)).unwrap();
         }
     }
 
@@ -207,6 +230,15 @@ mod tests {
                 assert!(checked, "{role}: {}", rule.reason);
             }
         }
+    }
+
+    #[test]
+    fn run_tables_are_small() {
+        let calls = |rules: Vec<Rule>| rules.iter().map(|rule| rule.syscall).collect::<BTreeSet<_>>().len();
+        for role in Role::ALL {
+            assert!(calls(policy::run(role)) < 40, "{role}");
+        }
+        assert!(calls(policy::core::run(CoreThread::Vcpu)) < 20);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //!
 //! Every role has one file under [`policy`], and three filters follow one another. The *launch* filter is installed by the
 //! jailer before `execveat`. The *set-up* filter is installed by the process itself, first thing in its `main`, and takes
-//! away what only the start of an executable needs. The *run* filter is installed before it says that it is ready:
-//! filters only ever add up, so what the run table leaves out is gone. A call that no table allows is not made, and ends
-//! the process with SIGSYS and a report of which it was ([`forbidden`]).
+//! away what only the start of an executable needs. The *run* filter is installed before it says that it is ready, by the
+//! core in each thread for itself ([`CoreThread`]): filters only ever add up, so what the run table leaves out is gone. A
+//! call that no table allows is not made, and ends the process with SIGSYS and a report of which it was ([`forbidden`]).
 //! A call of a foreign architecture, x32 among them, ends it without one (SECCOMP_RET_KILL_PROCESS).
 //!
 //! A few calls of the C library's start are neither needed nor fatal: they are answered with EPERM or ENOSYS by two more
@@ -15,5 +15,5 @@ pub mod forbidden;
 pub mod names;
 pub mod policy;
 
-pub use filter::{Check, FilterError, Rule, install_run, install_setup, launch_filters};
-pub use policy::Role;
+pub use filter::{Check, FilterError, Rule, install_core_thread, install_run, install_setup, launch_filters};
+pub use policy::{CoreThread, Role};

@@ -40,6 +40,38 @@ impl fmt::Display for Role {
     }
 }
 
+/// The kinds of threads that the core has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoreThread {
+    /// The first, which answers `ozone` and watches over the others.
+    Main,
+    /// It reads what `ozone` sends.
+    Control,
+    /// It writes the serial port's output.
+    Serial,
+    /// It talks to a device's backend.
+    Attendant,
+    /// It runs the guest.
+    Vcpu,
+}
+
+impl CoreThread {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Main, Self::Control, Self::Serial, Self::Attendant, Self::Vcpu];
+}
+
+impl fmt::Display for CoreThread {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Main => "main",
+            Self::Control => "control",
+            Self::Serial => "serial",
+            Self::Attendant => "attendant",
+            Self::Vcpu => "vCPU",
+        })
+    }
+}
+
 /// All that `role` may do from its `main` until it is ready.
 pub fn setup(role: Role) -> Vec<Rule> {
     let launch: &[&[Rule]] = match role {
@@ -51,10 +83,10 @@ pub fn setup(role: Role) -> Vec<Rule> {
     [start::ANSWERED.to_vec(), start::ABSENT.to_vec(), start::SETUP.to_vec(), launch.concat(), run(role)].concat()
 }
 
-/// What `role` may do once it is ready.
+/// What `role` may do once it is ready; of the core, what any of its threads may.
 pub fn run(role: Role) -> Vec<Rule> {
     let run: &[&[Rule]] = match role {
-        Role::Core => &[core::RUN],
+        Role::Core => &[core::ALL, core::MAIN, core::CONTROL, core::SERIAL, core::ATTENDANT, core::VCPU],
         Role::Blk => &[backend::RUN, blk::RUN],
         Role::Net => &[backend::RUN, net::RUN],
         Role::Console => &[backend::RUN, console::RUN],

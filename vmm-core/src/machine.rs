@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use protocol::process::spawn;
+use protocol::process;
 use protocol::trace::{Laps, Point};
 use protocol::{Boot, DeviceId, Fault};
+use seccomp::CoreThread;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, layout};
@@ -19,6 +20,7 @@ use crate::gate::Gate;
 use crate::legacy::serial::Transmitter;
 use crate::memory::{self, Memory};
 use crate::signal::{self, Thread};
+use crate::thread;
 use crate::trace::Tracer;
 use crate::vcpu::{self, Buses};
 use crate::virtio::attendant::{Attendant, Command};
@@ -63,7 +65,7 @@ impl Machine {
         let transmitter = Transmitter::default();
         let draining = transmitter.clone();
         let pipe = File::from(boot.serial.into_fd());
-        spawn("serial", move || draining.drain(pipe))?;
+        thread::spawn(CoreThread::Serial, "serial", move || draining.drain(pipe))?;
         let platform = arch::attach_platform(&vm, events, transmitter.clone())?;
 
         let gate = Arc::new(Gate::new(events.clone()));
@@ -81,8 +83,10 @@ impl Machine {
             let device = Arc::new(device);
             let wired = vm.clone();
             let wire = Box::new(move |queue, signals: &_| wiring.connect(&wired, queue, signals));
-            let attendant = Attendant::new(device.clone(), memory.clone(), wire, events.clone(), tracer.clone());
-            spawn(&format!("{}/{}", slot.kind.role(), slot.device), move || attendant.serve(&commands))?;
+            let confine = Box::new(|| thread::confine(CoreThread::Attendant));
+            let attendant =
+                Attendant::new(device.clone(), memory.clone(), wire, confine, events.clone(), tracer.clone());
+            process::spawn(&format!("{}/{}", slot.kind.role(), slot.device), move || attendant.serve(&commands))?;
             let transport = MmioTransport::new(device.clone(), events.clone(), tracer.clone(), gate.clone());
             mmio.insert(address..address + layout::VIRTIO_MMIO_SIZE, Arc::new(transport));
             devices.insert(slot.device.clone(), device);

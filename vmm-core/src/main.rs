@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 mod pause;
 mod signal;
+mod thread;
 mod trace;
 mod vcpu;
 mod virtio;
@@ -29,6 +30,7 @@ use nix::sys::signal::Signal;
 use pause::{Pauses, Request, Step};
 use protocol::trace::{Laps, Point};
 use protocol::{Boot, Cause, Channel, Fault, FromCore, LinkError, ToCore};
+use seccomp::CoreThread;
 
 type Control = Arc<Channel<FromCore, ToCore>>;
 
@@ -76,7 +78,7 @@ fn run(control: &Control, entered: u64) -> Result<Cause, Fault> {
     // Never dropped: the vCPUs run on in its memory until the process exits.
     let machine = Box::leak(Box::new(Machine::build(boot, &events, &mut laps)?));
     let reader = control.clone();
-    protocol::process::spawn("control", move || {
+    thread::spawn(CoreThread::Control, "control", move || {
         loop {
             let message = reader.receive();
             let ended = message.is_err();
@@ -159,8 +161,9 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
             && let Some(mut laps) = laps.take()
         {
             laps.done(Point::Attached);
-            // Every thread exists and every descriptor is made: from here on nothing new can be obtained.
-            seccomp::install_run(seccomp::Role::Core).map_err(|error| Fault::host(error.to_string()))?;
+            // Every thread exists and every descriptor is made, and the other threads have their filters: from here on
+            // nothing new can be obtained.
+            thread::confine(CoreThread::Main)?;
             laps.done(Point::Filter);
             tell(control, &FromCore::Running)?;
             machine.start();

@@ -7,12 +7,14 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use protocol::process;
 use protocol::trace::Point;
 use protocol::{Cause, Fault};
+use seccomp::CoreThread;
 
 use crate::arch;
 use crate::bus::Bus;
 use crate::event::{Event, Events};
 use crate::gate::Gate;
 use crate::signal::{Interruptible, Thread};
+use crate::thread;
 use crate::trace::Tracer;
 
 /// What a vCPU's exits are answered from.
@@ -27,7 +29,7 @@ pub struct Buses {
 /// interrupted to come out of the guest.
 ///
 /// # Errors
-/// A host fault when there is no room for a thread.
+/// A host fault when there is no room for a thread or the kernel refuses its filter.
 pub fn spawn(
     index: u8,
     vcpu: VcpuFd,
@@ -37,26 +39,33 @@ pub fn spawn(
     tracer: Tracer,
 ) -> Result<Thread, Fault> {
     let (ready, wait) = channel();
-    let run = move || {
-        let vcpu = Interruptible::new(vcpu);
-        // The receiver waits for this one message: the run filter lets no thread ask for its number.
+    // The receiver waits for this one message: the run filter lets no thread ask for its number.
+    let prepare = move || {
         let _ = ready.send(Thread::current());
+        thread::confine(CoreThread::Vcpu)
+    };
+    let run = move || {
+        let mut vcpu = Interruptible::new(vcpu);
         gate.enter();
         if index == 0 {
             tracer.reached(|| Point::FirstInstruction);
         }
-        let end = run(index, vcpu, &buses, &gate);
+        let end = run(index, &mut vcpu, &buses, &gate);
         gate.leave();
         // A receiver that is gone means that the machine is ending already.
         let _ = events.send(end);
+        // To let go of the vCPU takes calls that this thread may not make. The process ends soon.
+        loop {
+            std::thread::park();
+        }
     };
-    process::spawn(&format!("vcpu{index}"), run)?;
+    process::spawn_prepared(&format!("vcpu{index}"), prepare, run)?;
     wait.recv().map_err(|_| Fault::internal(format!("vCPU {index} ended before it began")))
 }
 
 /// Runs the guest until it ends. Power-off and reset are reported by their devices; this thread then runs on until the
 /// process exits, as a processor does.
-fn run(index: u8, mut vcpu: Interruptible, buses: &Buses, gate: &Gate) -> Event {
+fn run(index: u8, vcpu: &mut Interruptible, buses: &Buses, gate: &Gate) -> Event {
     let stopped = |what: String| Event::Failed(Fault::internal(format!("vCPU {index} stopped: {what}")));
     loop {
         if gate.is_closed() {
@@ -69,13 +78,13 @@ fn run(index: u8, mut vcpu: Interruptible, buses: &Buses, gate: &Gate) -> Event 
             Ok(VcpuExit::MmioRead(address, data)) => buses.mmio.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => buses.mmio.write(address, data),
             Ok(VcpuExit::IrqWindowOpen) => {}
-            Ok(VcpuExit::Intr) => pause(&mut vcpu, gate),
+            Ok(VcpuExit::Intr) => pause(vcpu, gate),
             Ok(VcpuExit::Shutdown) => return Event::End(Cause::TripleFault),
             Ok(VcpuExit::SystemEvent(kind, _)) => return system_event(index, kind),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 return stopped(format!("KVM_EXIT_FAIL_ENTRY with hardware reason {reason:#x} on host CPU {cpu}"));
             }
-            Ok(VcpuExit::InternalError) => return stopped(internal_error(&mut vcpu)),
+            Ok(VcpuExit::InternalError) => return stopped(internal_error(vcpu)),
             Ok(VcpuExit::Hlt) => return stopped(String::from("KVM_EXIT_HLT, which the in-kernel APIC never gives")),
             Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
                 return stopped(format!("KVM_EXIT_MEMORY_FAULT at {gpa:#x}, {size} bytes, flags {flags:#x}"));
@@ -87,7 +96,7 @@ fn run(index: u8, mut vcpu: Interruptible, buses: &Buses, gate: &Gate) -> Event 
                 return stopped(format!("KVM exit {name}, which nothing asked for"));
             }
             // A signal, or what it left.
-            Err(error) if error.errno() == nix::libc::EINTR => pause(&mut vcpu, gate),
+            Err(error) if error.errno() == nix::libc::EINTR => pause(vcpu, gate),
             // A vCPU that was started and stopped again by the guest's INIT.
             Err(error) if error.errno() == nix::libc::EAGAIN => {}
             Err(error) => return stopped(format!("KVM_RUN: {error}")),

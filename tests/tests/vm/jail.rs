@@ -11,7 +11,7 @@ use agent::layout::ORDINARY_USER;
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use ozone_tests::harness::Test;
-use ozone_tests::process_table::{broken_promises, table};
+use ozone_tests::process_table::{Process, broken_promises, table};
 use ozone_tests::vm::{ANSWER, BOOT, Guest, Vm, executable};
 
 use crate::kvm_device;
@@ -46,11 +46,25 @@ fn every_process_keeps_its_promises() -> Result<()> {
     let broken = broken_promises(&processes, vm.pid());
     ensure!(broken.is_empty(), "{broken:#?}");
     for process in processes.iter().filter(|process| process.pid != vm.pid()) {
-        // Two of the launcher, one of the role's own.
-        ensure!(process.seccomp.filters >= 3, "{} has {} filters", process.role, process.seccomp.filters);
+        every_thread_is_confined(process)?;
         ensure!(!process.descriptors.contains_key("kvm") || process.role == "core", "{} holds /dev/kvm", process.role);
     }
     vm.power_off()
+}
+
+/// Every thread has three filters of the launcher, that of set-up, and the last, which is its role's or, in the core, its
+/// own.
+fn every_thread_is_confined(process: &Process) -> Result<()> {
+    for task in fs::read_dir(format!("/proc/{}/task", process.pid))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(str::trim).with_context(|| format!("no {name} in a thread's status"))
+        };
+        let (name, filters) = (field("Name")?, field("Seccomp_filters")?);
+        ensure!(filters == "5", "the thread '{name}' of {} has {filters} filters", process.role);
+    }
+    Ok(())
 }
 
 fn descriptors_of(guest: &Guest) -> Result<BTreeMap<String, BTreeMap<String, u32>>> {

@@ -49,6 +49,9 @@ pub enum Command {
 /// Connects the signals of the queue with this number to the machine.
 pub type Wire = Box<dyn Fn(usize, &QueueEvents) -> Result<(), Fault> + Send>;
 
+/// Takes from the calling thread what only the first backend's signals need. It is called once.
+pub type Confine = Box<dyn FnOnce() -> Result<(), Fault> + Send>;
+
 /// How it stands with the device's backend.
 enum Backend {
     /// There is none, and nothing of an earlier one is under way.
@@ -64,6 +67,8 @@ pub struct Attendant {
     device: Arc<Device>,
     memory: Memory,
     wire: Wire,
+    /// Until the first backend is attached.
+    confine: Option<Confine>,
     events: Events,
     tracer: Tracer,
     backend: Backend,
@@ -77,11 +82,19 @@ pub struct Attendant {
 
 impl Attendant {
     /// An attendant without a backend.
-    pub fn new(device: Arc<Device>, memory: Memory, wire: Wire, events: Events, tracer: Tracer) -> Self {
+    pub fn new(
+        device: Arc<Device>,
+        memory: Memory,
+        wire: Wire,
+        confine: Confine,
+        events: Events,
+        tracer: Tracer,
+    ) -> Self {
         Self {
             device,
             memory,
             wire,
+            confine: Some(confine),
             events,
             tracer,
             backend: Backend::Away,
@@ -108,6 +121,8 @@ impl Attendant {
                 self.gone();
                 let start = self.tracer.now();
                 self.attach(socket)?;
+                // No vCPU runs before every device has been attached.
+                self.confine.take().map_or(Ok(()), |confine| confine()).map_err(BackendError::Host)?;
                 self.tracer.done(start, || Point::Handshake(self.device.id.clone()));
                 self.tell(Event::Attached(self.device.id.clone()));
             }

@@ -56,7 +56,8 @@ impl Bench {
         let device = Arc::new(device);
         let memory = crate::memory::create(16 << 20).unwrap();
         let tracer = Tracer::new(false, &events);
-        let attendant = Attendant::new(device.clone(), memory.clone(), Box::new(|_, _| Ok(())), events, tracer);
+        let (wire, confine) = (Box::new(|_: usize, _: &_| Ok(())), Box::new(|| Ok(())));
+        let attendant = Attendant::new(device.clone(), memory.clone(), wire, confine, events, tracer);
         std::thread::spawn(move || attendant.serve(&commands));
         Self { device, memory, events: received }
     }

@@ -1,11 +1,12 @@
 //! The start of any role: from the jailer's last step to the end of the C library's start.
 
 use libc::{
-    CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, PROT_EXEC,
-    SIGSYS, SYS_arch_prctl, SYS_brk, SYS_clone, SYS_clone3, SYS_execveat, SYS_exit, SYS_exit_group, SYS_getrandom,
-    SYS_madvise, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_poll, SYS_prctl, SYS_prlimit64, SYS_readlink,
-    SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sched_getaffinity, SYS_seccomp, SYS_set_robust_list,
-    SYS_set_tid_address, SYS_sigaltstack, SYS_write,
+    CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS,
+    PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PROT_EXEC, SECCOMP_FILTER_FLAG_TSYNC,
+    SECCOMP_SET_MODE_FILTER, SIGSYS, SYS_arch_prctl, SYS_brk, SYS_clone, SYS_clone3, SYS_execveat, SYS_exit,
+    SYS_exit_group, SYS_getrandom, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_poll, SYS_prctl,
+    SYS_prlimit64, SYS_readlink, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_sched_getaffinity, SYS_seccomp,
+    SYS_set_robust_list, SYS_set_tid_address, SYS_sigaltstack, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -14,6 +15,9 @@ use crate::filter::{Check, Rule, allow, allow_if};
 const NAMESPACES: u32 =
     (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET)
         .unsigned_abs();
+/// A filter, and no listener that could answer in a filter's place.
+const FILTER: Check = Check::Equals(0, SECCOMP_SET_MODE_FILTER);
+const TSYNC: u32 = SECCOMP_FILTER_FLAG_TSYNC as u32;
 const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
 
 /// Answered with EPERM: the C library and the standard library ask, and do without.
@@ -58,8 +62,16 @@ pub const SETUP: &[Rule] = &[
         &[Check::Without(0, NAMESPACES)],
         "the role's threads; in a new user namespace it would be root",
     ),
-    allow(SYS_prctl, "name, dumpable and parent-death signal; no_new_privs for the run filter"),
-    allow(SYS_seccomp, "the run filter"),
+    allow_if(SYS_prctl, &[Check::Equals(0, PR_SET_NAME.unsigned_abs())], "the names of the process and its threads"),
+    allow_if(
+        SYS_prctl,
+        &[Check::Equals(0, PR_SET_DUMPABLE.unsigned_abs())],
+        "no core dumps, no ptrace by the same user",
+    ),
+    allow_if(SYS_prctl, &[Check::Equals(0, PR_SET_PDEATHSIG.unsigned_abs())], "the process ends with ozone"),
+    allow_if(SYS_prctl, &[Check::Equals(0, PR_SET_NO_NEW_PRIVS.unsigned_abs())], "asked for anew with each filter"),
+    allow_if(SYS_seccomp, &[FILTER, Check::Equals(1, 0)], "the next filter, for one thread"),
+    allow_if(SYS_seccomp, &[FILTER, Check::Equals(1, TSYNC)], "the next filter, for all threads"),
     allow(SYS_poll, "the standard library's start looks whether descriptors 0 to 2 are open, and aborts on EPERM"),
     allow(SYS_exit, "end of a thread"),
     allow(SYS_exit_group, "end of the process"),

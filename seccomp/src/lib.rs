@@ -14,6 +14,8 @@ pub mod filter;
 pub mod forbidden;
 pub mod names;
 pub mod policy;
+#[cfg(test)]
+mod tables;
 
 pub use filter::{Check, FilterError, Rule, install_core_thread, install_run, install_setup, launch_filters};
 pub use policy::{CoreThread, Role};

@@ -89,6 +89,17 @@ pub struct Options {
     /// The machine's name, by which 'ozone restart', 'pause', 'resume' and 'status' find it. Example: --name web1
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// What the machine may use of the host, or one kind of its processes, or one of them; may be given again and again.
+    /// Example: --limit memory.max=2G --limit cpu.max="150000 100000" --limit blk:pids.max=64
+    /// --limit blk/disk0:io.max="8:0 rbps=10M". Keys and values are those of the kernel's cgroup v2
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub limit: Vec<String>,
+    /// The NUMA node whose processors and memory the machine gets: sets cpuset.cpus and cpuset.mems. Example: --numa 0
+    #[arg(long, value_name = "NODE", allow_hyphen_values = true)]
+    pub numa: Option<String>,
+    /// The cgroup to make the machine's cgroups in, below /sys/fs/cgroup. Example: --cgroup-parent machine.slice
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
     /// The machine as JSON, as printed by `ozone spec`; other options go before it. Example: --spec vm.json
     #[arg(long, value_name = "FILE")]
     pub spec: Option<String>,

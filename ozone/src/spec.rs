@@ -6,18 +6,22 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Read;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protocol::{CpuModel, Cpus, DeviceId, DeviceKind, Fault, Machine, Memory};
 
 use crate::cli::Options;
 
 pub mod file;
+pub mod limits;
 pub mod options;
 pub mod policy;
 pub mod size;
 
-use file::{ConsoleFile, CpusFile, DeviceEntry, DeviceFile, Devices, DiskFile, MemoryFile, NetFile, Size, SpecFile};
+use file::{
+    ConsoleFile, CpusFile, DeviceEntry, DeviceFile, Devices, DiskFile, LimitsFile, MemoryFile, NetFile, Size, SpecFile,
+};
+use limits::{Limit, Limits};
 use policy::Policy;
 
 /// The least memory of a machine in bytes: less does not hold a kernel and its initial ramdisk.
@@ -53,6 +57,8 @@ pub struct VmSpec {
     pub append: String,
     /// Whether a reset starts the machine again.
     pub reboot: bool,
+    /// What it may use of the host.
+    pub limits: Limits,
     /// The devices; a device's place in the list is its slot on the board.
     pub devices: Vec<Device>,
 }
@@ -188,6 +194,8 @@ struct RawSpec {
     overridden: BTreeSet<&'static str>,
     /// The argument of each device of `file`, in the same order.
     arguments: Vec<String>,
+    /// The limits that options give.
+    limits: Vec<Limit>,
 }
 
 /// The machine that `options`, and the file they may name, describe.
@@ -205,7 +213,8 @@ impl RawSpec {
             Some(path) => file.devices.0.iter().map(|(id, _)| format!("devices.{id} in {path}")).collect(),
             None => Vec::new(),
         };
-        let mut raw = Self { file, path: options.spec.clone(), overridden: BTreeSet::new(), arguments };
+        let mut raw =
+            Self { file, path: options.spec.clone(), overridden: BTreeSet::new(), arguments, limits: Vec::new() };
 
         let Self { file, overridden, .. } = &mut raw;
         let mut text = |option: &'static str, given: &Option<String>, field: &mut Option<String>| {
@@ -218,6 +227,7 @@ impl RawSpec {
         text("--initrd", &options.initrd, &mut file.initrd);
         text("--append", &options.append, &mut file.append);
         text("--name", &options.name, &mut file.name);
+        text("--cgroup-parent", &options.cgroup_parent, &mut file.cgroup_parent);
         if let Some(memory) = &options.memory {
             overridden.insert("--memory");
             file.memory = MemoryFile { size: Some(Size::Text(memory.clone())), ..MemoryFile::default() };
@@ -228,9 +238,16 @@ impl RawSpec {
                 cpus.parse().map_err(|_| SpecError::new(&format!("--cpus {cpus}"), "not a number of processors"))?;
             file.cpus = CpusFile { boot: Some(number), max: None };
         }
+        if let Some(node) = &options.numa {
+            overridden.insert("--numa");
+            let number =
+                node.parse().map_err(|_| SpecError::new(&format!("--numa {node}"), "not a number of a node"))?;
+            file.numa = Some(number);
+        }
         if options.no_reboot {
             file.reboot = Some(false);
         }
+        raw.limits = options.limit.iter().map(|text| limits::option(text)).collect::<Result<_, _>>()?;
 
         for text in &options.disk {
             raw.add(options::disk(text)?, "disk")?;
@@ -324,6 +341,7 @@ impl RawSpec {
             return Err(SpecError::new(&self.argument("--append", "append", &append), "a control character in it"));
         }
 
+        let (limits, in_file) = (self.limits()?, self.limits_of_file()?);
         let machine = self.file.machine.unwrap_or_default();
         let mut devices = Vec::new();
         for ((id, entry), argument) in self.file.devices.0.into_iter().zip(self.arguments) {
@@ -341,6 +359,7 @@ impl RawSpec {
             }
             devices.push(Device { id, slot, config, policy, argument: argument.escape_debug().to_string() });
         }
+        let limits = Limits { list: limits::merge(self.limits, in_file, &devices)?, ..limits }.checked()?;
         Ok(VmSpec {
             name,
             machine,
@@ -351,8 +370,39 @@ impl RawSpec {
             initrd,
             append,
             reboot: self.file.reboot.unwrap_or(true),
+            limits,
             devices,
         })
+    }
+
+    /// Where the limits hold, and the node; the list of limits comes when the devices are known.
+    fn limits(&self) -> Result<Limits, SpecError> {
+        let numa = self.file.numa.map(|node| {
+            let argument = self.argument("--numa", "numa", &node.to_string());
+            Given { value: node, argument }
+        });
+        let parent = self.file.cgroup_parent.as_ref().map(|path| {
+            let argument = self.argument("--cgroup-parent", "cgroup-parent", path);
+            let value = limits::parent(path).map_err(|problem| SpecError::new(&argument, problem))?;
+            Ok(Given { value, argument })
+        });
+        Ok(Limits { list: Vec::new(), numa, parent: parent.transpose()? })
+    }
+
+    fn limits_of_file(&self) -> Result<Vec<Limit>, SpecError> {
+        let path = self.path.as_deref().unwrap_or_default();
+        let mut list: Vec<Limit> = Vec::new();
+        for (name, values) in &self.file.limits.0 {
+            for value in values.texts() {
+                let argument = format!("limits.{name} {value} in {path}");
+                let limit = limits::parse(name, &value, argument)?;
+                if list.iter().any(|other| other.is_rival_of(&limit)) {
+                    return Err(SpecError::Value { argument: limit.argument, problem: "given already".to_owned() });
+                }
+                list.push(limit);
+            }
+        }
+        Ok(list)
     }
 
     fn name(&self) -> Result<Option<String>, SpecError> {
@@ -565,6 +615,13 @@ impl From<&VmSpec> for SpecFile {
             initrd: spec.initrd.as_ref().map(|initrd| text(&initrd.value)),
             append: Some(spec.append.clone()),
             reboot: Some(spec.reboot),
+            limits: LimitsFile::new(spec.limits.list.iter().map(|limit| (limit.name(), limit.value.clone()))),
+            numa: spec.limits.numa.as_ref().map(|numa| numa.value),
+            cgroup_parent: spec
+                .limits
+                .parent
+                .as_ref()
+                .map(|parent| text(&Path::new(limits::MOUNT).join(&parent.value))),
             devices: Devices(spec.devices.iter().map(device).collect()),
         }
     }

@@ -1,6 +1,7 @@
 //! The machine as JSON: what stands in the file of `--spec` and what `ozone spec` prints.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use protocol::{CpuModel, DeviceId, Machine};
 use serde::de::{Error as _, MapAccess, Visitor};
@@ -44,6 +45,15 @@ pub struct SpecFile {
     /// Whether a reset starts the machine again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reboot: Option<bool>,
+    /// What the machine may use of its host, by the names that `--limit` has for it.
+    #[serde(default, skip_serializing_if = "LimitsFile::is_empty")]
+    pub limits: LimitsFile,
+    /// The NUMA node for its processors and memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numa: Option<u32>,
+    /// The control group to make the machine's in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup_parent: Option<String>,
     /// The devices by name; their order is that of the board.
     #[serde(default)]
     pub devices: Devices,
@@ -62,6 +72,9 @@ impl Default for SpecFile {
             initrd: None,
             append: None,
             reboot: None,
+            limits: LimitsFile::default(),
+            numa: None,
+            cgroup_parent: None,
             devices: Devices::default(),
         }
     }
@@ -110,6 +123,55 @@ impl fmt::Display for Size {
             Self::Bytes(bytes) => write!(formatter, "{bytes}"),
             Self::Text(text) => formatter.write_str(text),
         }
+    }
+}
+
+/// Limits by name, in the order of the text.
+#[derive(Debug, Default)]
+pub struct LimitsFile(pub Vec<(String, LimitFile)>);
+
+/// The value of a limit. `io.max` can have several: one for each block device.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a limit: a text, a number, or a list of texts")]
+pub enum LimitFile {
+    /// A plain number.
+    Number(u64),
+    /// As `--limit` has it.
+    Text(String),
+    /// Several.
+    List(Vec<String>),
+}
+
+impl LimitFile {
+    /// Each value as `--limit` has it.
+    pub fn texts(&self) -> Vec<String> {
+        match self {
+            Self::Number(number) => vec![number.to_string()],
+            Self::Text(text) => vec![text.clone()],
+            Self::List(texts) => texts.clone(),
+        }
+    }
+}
+
+impl LimitsFile {
+    /// The limits of a machine as they stand in a file.
+    pub fn new(limits: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut list: Vec<(String, LimitFile)> = Vec::new();
+        for (name, value) in limits {
+            match list.iter_mut().find(|(other, _)| *other == name) {
+                Some((_, values)) => {
+                    let mut texts = values.texts();
+                    texts.push(value);
+                    *values = LimitFile::List(texts);
+                }
+                None => list.push((name, LimitFile::Text(value))),
+            }
+        }
+        Self(list)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -241,27 +303,49 @@ impl Serialize for Devices {
 
 impl<'de> Deserialize<'de> for Devices {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
+        in_order(deserializer, "device").map(Self)
+    }
+}
 
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Devices;
+impl Serialize for LimitsFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, limit)| (name, limit)))
+    }
+}
 
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("devices by name")
-            }
+impl<'de> Deserialize<'de> for LimitsFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        in_order(deserializer, "limit").map(Self)
+    }
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Devices, A::Error> {
-                let mut devices: Vec<(DeviceId, DeviceEntry)> = Vec::new();
-                while let Some((id, device)) = map.next_entry::<DeviceId, DeviceEntry>()? {
-                    if devices.iter().any(|(other, _)| *other == id) {
-                        return Err(A::Error::custom(format!("device '{id}' stands there twice")));
-                    }
-                    devices.push((id, device));
-                }
-                Ok(Devices(devices))
-            }
+/// Reads a map in the order of the text, in which no key stands twice.
+fn in_order<'de, D, K, V>(deserializer: D, thing: &'static str) -> Result<Vec<(K, V)>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: Deserialize<'de> + PartialEq + fmt::Display,
+    V: Deserialize<'de>,
+{
+    struct InOrder<K, V>(&'static str, PhantomData<(K, V)>);
+
+    impl<'de, K: Deserialize<'de> + PartialEq + fmt::Display, V: Deserialize<'de>> Visitor<'de> for InOrder<K, V> {
+        type Value = Vec<(K, V)>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(formatter, "{}s by name", self.0)
         }
 
-        deserializer.deserialize_map(InOrder)
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut pairs: Vec<(K, V)> = Vec::new();
+            while let Some((key, value)) = map.next_entry::<K, V>()? {
+                if pairs.iter().any(|(other, _)| *other == key) {
+                    return Err(A::Error::custom(format!("{} '{key}' stands there twice", self.0)));
+                }
+                pairs.push((key, value));
+            }
+            Ok(pairs)
+        }
     }
+
+    deserializer.deserialize_map(InOrder(thing, PhantomData))
 }

@@ -77,6 +77,12 @@ fn each_wrong_argument_is_refused_in_one_line_that_names_it() {
         (&["--console", "stdio", "--console", "stdio"], &["only one console"]),
         (&["--name", "../x"], &["--name ../x"]),
         (&["--name", ""], &["--name"]),
+        (&["--limit", "memory"], &["--limit memory", "KEY=VALUE"]),
+        (&["--limit", "blk/disk0:pids.max=9"], &["--limit blk/disk0:pids.max=9", "console/console0"]),
+        (&["--limit", "pids.max=9", "--limit", "pids.max=9"], &["--limit pids.max=9", "given already"]),
+        (&["--numa", "0", "--limit", "cpuset.mems=1"], &["--numa 0", "and so does --limit cpuset.mems=1"]),
+        (&["--numa", "-1"], &["--numa -1", "not a number"]),
+        (&["--cgroup-parent", "/etc"], &["--cgroup-parent /etc", "/sys/fs/cgroup"]),
         (&[&long], &["--append", "9000"]),
         (&["--append", "a\nb"], &["--append", "control character"]),
         (&many, &["--disk path=d15", "room for 15"]),
@@ -117,6 +123,12 @@ fn each_wrong_file_is_refused_in_one_line_that_names_the_key() {
             r#"{"version": 1, "kernel": "k", "devices": {"a": {"console": "pty"}, "a": {"console": "pty"}}}"#,
             "'a' stands there twice",
         ),
+        (r#"{"version": 1, "kernel": "k", "limits": {"memory.min": 1}}"#, "limits.memory.min 1 in"),
+        (r#"{"version": 1, "kernel": "k", "limits": {"pids.max": true}}"#, "a limit: a text"),
+        (r#"{"version": 1, "kernel": "k", "limits": {"pids.max": 1, "pids.max": 2}}"#, "limit 'pids.max' stands"),
+        (r#"{"version": 1, "kernel": "k", "limits": {"pids.max": ["1", "2"]}}"#, "given already"),
+        (r#"{"version": 1, "kernel": "k", "numa": -1}"#, "u32"),
+        (r#"{"version": 1, "kernel": "k", "cgroup-parent": "../x"}"#, "cgroup-parent ../x in"),
         (r#"{"version": 1, "kernel": "k", "devices": {"a": {"net": {"mac": "x"}}}}"#, "devices.a in"),
     ] {
         let file = written(text);
@@ -153,6 +165,18 @@ fn a_printed_machine_reads_back_as_the_same() {
         "socket=/run/s",
         "--name",
         "web1",
+        "--limit",
+        "memory.max=2048M",
+        "--limit",
+        "blk/zeta:io.max=8:0 rbps=1M",
+        "--limit",
+        "blk/zeta:io.max=8:16 wiops=5",
+        "--limit",
+        "core:cpu.max=50000",
+        "--numa",
+        "0",
+        "--cgroup-parent",
+        "machine.slice",
     ])
     .unwrap();
     let text = serde_json::to_string_pretty(&SpecFile::from(&spec)).unwrap();
@@ -162,6 +186,8 @@ fn a_printed_machine_reads_back_as_the_same() {
     let ids: Vec<&str> = again.devices.iter().map(|device| device.id.as_str()).collect();
     assert_eq!(ids, ["zeta", "disk0", "net0", "net1", "console0"], "the order is that of the options");
     assert!(text.contains("b,c.img"));
+    assert!(text.contains(r#""memory.max": "2G""#) && text.contains(r#""core:cpu.max": "50000 100000""#), "{text}");
+    assert_eq!((again.limits.list.len(), again.limits.numa.map(|numa| numa.value)), (4, Some(0)));
 }
 
 #[test]
@@ -178,6 +204,20 @@ fn options_go_before_the_file() {
     let ids: Vec<&str> = spec.devices.iter().map(|device| device.id.as_str()).collect();
     assert_eq!(ids, ["root", "log", "disk0"]);
     assert!(matches!(&spec.devices[0].config, DeviceConfig::Disk(disk) if disk.path.ends_with("new.img")));
+}
+
+#[test]
+fn limits_of_options_go_before_those_of_the_file() {
+    let file = written(
+        r#"{"version": 1, "kernel": "k", "numa": 1, "limits": {"pids.max": 100, "cpu.weight": "50",
+            "io.max": ["8:0 rbps=1", "8:16 rbps=1"]}}"#,
+    );
+    let path = file.path().to_str().unwrap();
+    let limits = machine(&["--spec", path, "--limit", "pids.max=200", "--limit", "io.max=8:0 rbps=2"]).unwrap().limits;
+    let values: Vec<String> = limits.list.iter().map(|limit| limit.value.clone()).collect();
+    assert_eq!(values, ["200", "8:0 rbps=2", "50", "8:16 rbps=1"]);
+    assert_eq!(limits.list[2].argument, format!("limits.cpu.weight 50 in {path}"));
+    assert!(limits.numa.unwrap().argument.starts_with("numa 1 in "));
 }
 
 #[test]

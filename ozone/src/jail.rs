@@ -52,6 +52,8 @@ pub struct Plan<'a> {
     pub executable: BorrowedFd<'a>,
     /// Who it is to the host.
     pub identity: Identity,
+    /// The directory of the control group that it is born in; without one it is in that of `ozone`.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// Its resource limits.
     pub limits: Vec<Limit>,
     /// The seccomp filters, in the order of their installation.
@@ -119,6 +121,8 @@ fn clone_remedy(errno: Errno) -> &'static str {
             " (this user may not make user namespaces: see user.max_user_namespaces and \
              kernel.unprivileged_userns_clone in sysctl, or run ozone as root)"
         }
+        Errno::EAGAIN => " (pids.max of its cgroup or one above it is reached, or RLIMIT_NPROC)",
+        Errno::ENODEV => " (its cgroup was removed)",
         Errno::ENOSYS => " (ozone needs Linux 5.14 or later, and a container runtime that permits clone3)",
         _ => "",
     }
@@ -172,7 +176,8 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Entering, JailError> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| JailError::Pipe { process: process(), errno })?;
     let steps = steps::list(plan);
     let cloned = if plan.trace { now() } else { 0 };
-    let (pid, pidfd) = clone::into_namespaces(steps::namespaces(plan), || steps::run(plan, &steps, writer.as_fd()))
+    let child = || steps::run(plan, &steps, writer.as_fd());
+    let (pid, pidfd) = clone::into_namespaces(steps::namespaces(plan), plan.cgroup, child)
         .map_err(|errno| JailError::Clone { process: process(), errno })?;
     let jailed = Jailed { pid, pidfd, status: None, steps: Vec::new() };
     let progress = Progress { process: process(), steps, status: File::from(reader), last: cloned, done: Vec::new() };

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::{Uid, pipe2};
-use ozone::jail::{self, Identity, JailError, Plan, limits};
+use ozone::jail::{self, Entering, Identity, JailError, Plan, limits};
 use ozone::process::Process;
 use protocol::{DeviceId, DeviceKind};
 use seccomp::{CoreThread, Role};
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     let root = Uid::effective().is_root();
     // What cannot be tried here is shown as ignored, with the reason in its name, never as passed.
     let own = if root { "" } else { " (needs root)" };
+    let unified = if cgroup_mount().is_some() && root { "" } else { " (needs root and cgroup v2)" };
     let test = |name: &str, body: fn() -> Result<(), Failed>| Trial::test(name, body);
     let tests = vec![
         test(&format!("a jailed child finds nothing and holds nothing{own}"), child_as_root).with_ignored_flag(!root),
@@ -59,6 +60,8 @@ fn main() -> ExitCode {
         test(&format!("a failing step is named with its errno{own}"), failing_step).with_ignored_flag(!root),
         test(&format!("uid 0 and uid -1 are refused{own}"), never_root).with_ignored_flag(!root),
         test(&format!("nothing of the host is mounted by making jails{own}"), host_mounts).with_ignored_flag(!root),
+        test(&format!("a child is born in its control group{unified}"), born_in_its_group)
+            .with_ignored_flag(cgroup_mount().is_none() || !root),
         test("a second thread is refused", second_thread),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -188,6 +191,18 @@ fn spawn(identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailErro
 }
 
 fn spawn_as(process: Process, role: Role, identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailError> {
+    let (entering, control, log) = enter(process, role, identity, filters, None)?;
+    Ok(Child { jailed: entering.wait(Duration::from_secs(20))?, control, log })
+}
+
+/// A child that was cloned and is on its way, its control channel, and its log.
+fn enter(
+    process: Process,
+    role: Role,
+    identity: Identity,
+    filters: Vec<BpfProgram>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<(Entering, UnixStream, OwnedFd), JailError> {
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
     let executable = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
     let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
@@ -197,6 +212,7 @@ fn spawn_as(process: Process, role: Role, identity: Identity, filters: Vec<BpfPr
         process,
         executable: executable.as_fd(),
         identity,
+        cgroup,
         limits: limits::for_role(role, 128 << 20),
         filters,
         null: null.as_fd(),
@@ -204,8 +220,7 @@ fn spawn_as(process: Process, role: Role, identity: Identity, filters: Vec<BpfPr
         control: theirs.as_fd(),
         trace: false,
     };
-    let jailed = jail::spawn(&plan)?.wait(Duration::from_secs(20))?;
-    Ok(Child { jailed, control, log })
+    Ok((jail::spawn(&plan)?, control, log))
 }
 
 impl Child {
@@ -418,6 +433,30 @@ fn host_mounts() -> Result<(), Failed> {
     assert_eq!(fs::read_to_string("/proc/self/mountinfo")?, before);
     drop(child);
     assert_eq!(fs::read_to_string("/proc/self/mountinfo")?, before);
+    Ok(())
+}
+
+/// Where cgroup v2 is mounted, alone or beside v1, if it can be written to.
+fn cgroup_mount() -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = fields.find(|it| it.get(2) == Some(&"cgroup2") && it.get(3).is_some_and(|it| it.starts_with("rw")))?;
+    found.get(1).map(|path| (*path).to_owned())
+}
+
+fn born_in_its_group() -> Result<(), Failed> {
+    let name = format!("ozone-test-{}", std::process::id());
+    let path = format!("{}/{name}", cgroup_mount().unwrap());
+    fs::create_dir(&path)?;
+    let group = File::open(&path)?;
+    let (entering, control, _log) =
+        enter(disk(), Role::Blk, Identity::Own(OWN), vec![wide_filter()], Some(group.as_fd())).unwrap();
+    let (jailed, _progress) = entering.follow();
+    // Before the first step of its jail or after the last: it was never anywhere else.
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", jailed.pid()))?;
+    assert!(groups.lines().any(|line| line.starts_with("0::") && line.ends_with(&format!("/{name}"))), "{groups}");
+    drop((jailed, control));
+    fs::remove_dir(&path)?;
     Ok(())
 }
 

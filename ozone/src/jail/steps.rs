@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::libc::{self, c_int};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -40,6 +41,8 @@ pub enum Step {
         /// The gid outside.
         gid: u32,
     },
+    /// Make the control group that the child was born in the root of all that it sees of them.
+    CgroupNamespace,
     /// setsid(2).
     NewSession,
     /// Put the declared descriptors on their numbers and close all others.
@@ -90,6 +93,7 @@ impl Step {
     pub fn name(&self) -> &'static str {
         match self {
             Self::MapUser { .. } => "map user",
+            Self::CgroupNamespace => "unshare cgroup namespace",
             Self::NewSession => "setsid",
             Self::Descriptors => "place descriptors",
             Self::Signals => "reset signals",
@@ -146,8 +150,7 @@ pub fn namespaces(plan: &Plan<'_>) -> u64 {
         | libc::CLONE_NEWNS // a root of its own
         | libc::CLONE_NEWNET // no interface, no abstract unix socket
         | libc::CLONE_NEWIPC // no System V or POSIX queue of the host
-        | libc::CLONE_NEWUTS // the host's name stays unknown
-        | libc::CLONE_NEWCGROUP; // the host's cgroup paths stay unknown
+        | libc::CLONE_NEWUTS; // the host's name stays unknown
     let user = match plan.identity {
         Identity::Own(_) => 0,
         // The other namespaces need a capability that an ordinary user has inside a user namespace only.
@@ -164,6 +167,8 @@ pub fn list(plan: &Plan<'_>) -> Vec<Planned> {
     if let Identity::Mapped { uid, gid } = plan.identity {
         then(Step::MapUser { uid, gid }, "first: it needs the host's /proc, and later steps need a mapped uid");
     }
+    // By clone3 the namespace's root would be ozone's own control group: it is taken before the child is in another.
+    then(Step::CgroupNamespace, "the host's cgroup paths stay unknown; while the process may still unshare");
     then(Step::NewSession, "no controlling terminal: nothing to push input into, no job-control signals");
     then(Step::Descriptors, "only what was declared is open, however much ozone's caller leaked");
     then(Step::Signals, "the caller's ignored and blocked signals would survive execveat");
@@ -273,6 +278,7 @@ fn perform(step: &Step, plan: &Plan<'_>, status: BorrowedFd<'_>) -> Result<(), E
             write_file("/proc/self/uid_map", &format!("{INSIDE} {uid} 1"))?;
             write_file("/proc/self/gid_map", &format!("{INSIDE} {gid} 1"))
         }
+        Step::CgroupNamespace => unshare(CloneFlags::CLONE_NEWCGROUP),
         Step::NewSession => unistd::setsid().map(drop),
         Step::Descriptors => {
             let declared = [plan.null, plan.null, plan.log, plan.control, plan.executable, status];
@@ -352,6 +358,7 @@ mod tests {
             process: Process::Core,
             executable: null.as_fd(),
             identity,
+            cgroup: None,
             limits: super::super::limits::for_role(seccomp::Role::Core, 1 << 20),
             filters: vec![Vec::new(), Vec::new()],
             null: null.as_fd(),
@@ -372,6 +379,7 @@ mod tests {
     fn privileges_go_in_the_only_order_that_works() {
         let names = names(Identity::Own(0x7000_0000));
         let order = [
+            "unshare cgroup namespace",
             "place descriptors",
             "make mounts private",
             "mount empty root",

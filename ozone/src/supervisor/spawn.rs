@@ -51,6 +51,7 @@ pub fn enter(setting: &Setting<'_>, place: usize, traced: bool) -> Result<Entere
         executable: resources.executable(&process).as_fd(),
         // The board has far fewer slots than a byte has values.
         identity: uids.identity(u8::try_from(place).unwrap_or(u8::MAX)),
+        cgroup: None,
         limits: limits::for_role(role, spec.memory.value.size),
         filters,
         null: resources.null.as_fd(),

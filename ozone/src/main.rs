@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use ozone::cgroup::Cgroups;
 use ozone::cli::{self, Command, Options, Parsed};
 use ozone::confine;
 use ozone::control::client;
@@ -65,6 +66,9 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     let start = trace.now();
     let uids = Uids::claim()?;
     trace.done(start, &"claim uids");
+    let start = trace.now();
+    let cgroups = Cgroups::make(&spec)?;
+    trace.done(start, &"make cgroups");
     resources.announce(&spec);
     uids.announce();
     confine::confine()?;
@@ -74,6 +78,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
         spec: &spec,
         resources: &resources,
         uids: &uids,
+        cgroups: &cgroups,
         signals: &signals,
         server: server.as_ref(),
         notify: &notify,
@@ -99,6 +104,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
             Ok(ending) | Err(ending) => break ending,
         }
     };
+    cgroups.tell_kills();
     notify.status(&ending.to_string());
     notify.stopping();
     trace.write();
@@ -110,6 +116,7 @@ fn launch(setting: Setting<'_>) -> Result<Ending, Ending> {
     let spawned = Spawned::launch(setting)?;
     let booting = spawned.boot()?;
     let running = booting.attach()?;
+    setting.cgroups.enter();
     Ok(running.supervise())
 }
 

@@ -54,6 +54,14 @@ pub fn make(directory: &Path) -> Result<(), RuntimeError> {
     }
 }
 
+/// Whether both are one file.
+pub fn is_same(one: &File, other: &File) -> bool {
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
 /// Whether `path` still names the open file.
 pub fn is_current(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {

@@ -12,6 +12,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use protocol::{Boot, Fault, FaultKind, FromBackend, FromCore, LinkError, Slot, ToCore};
 
+use crate::cgroup::Cgroups;
 use crate::control::server::Server;
 use crate::exit::Ending;
 use crate::jail::JailError;
@@ -102,6 +103,8 @@ pub struct Setting<'a> {
     pub resources: &'a Resources,
     /// The users of its processes.
     pub uids: &'a Uids,
+    /// The control groups of its processes.
+    pub cgroups: &'a Cgroups,
     /// Signals to `ozone`.
     pub signals: &'a Signals,
     /// Where it is spoken to from outside, if it has a name.

@@ -18,6 +18,8 @@ pub enum Request {
     Resume,
     /// Say how it is.
     Status,
+    /// Say what it uses.
+    Usage,
 }
 
 /// What comes of a [`Request`].
@@ -30,6 +32,66 @@ pub enum Answer {
     Refused(String),
     /// How the machine is.
     Status(Status),
+    /// What the machine uses.
+    Usage(Usage),
+}
+
+/// What a machine uses of its host, since it was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Usage {
+    /// The path of its control group.
+    pub cgroup: String,
+    /// Processor time of all processes together, in microseconds.
+    pub cpu_usec: u64,
+    /// Its memory, if that is accounted.
+    pub memory: Option<MemoryUsage>,
+    /// Its processes: `ozone`, the core, and the devices' in the order of the board.
+    pub processes: Vec<ProcessUsage>,
+}
+
+/// Memory of a machine, its guest's included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemoryUsage {
+    /// In bytes.
+    pub current: u64,
+    /// The most that it was, in bytes; Linux 5.19 and later tell.
+    pub peak: Option<u64>,
+    /// Processes that the kernel killed because of a limit.
+    pub kills: u64,
+}
+
+/// What one process of a machine uses, together with those that were there before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ProcessUsage {
+    /// Its name.
+    pub process: String,
+    /// Processor time in microseconds.
+    pub cpu_usec: u64,
+    /// How many periods of cpu.max it was held back in, if there is one.
+    pub throttled: Option<u64>,
+    /// Its threads now, if they are counted.
+    pub pids: Option<u64>,
+    /// What it read and wrote, if that is accounted.
+    pub io: Vec<IoUsage>,
+}
+
+/// What went from and to one block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct IoUsage {
+    /// Its numbers, as `8:0`.
+    pub device: String,
+    /// In bytes.
+    pub read_bytes: u64,
+    /// In bytes.
+    pub written_bytes: u64,
+    /// Requests.
+    pub reads: u64,
+    /// Requests.
+    pub writes: u64,
 }
 
 /// A machine as it is.

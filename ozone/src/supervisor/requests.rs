@@ -37,6 +37,11 @@ impl Machine<'_> {
                 let status = self.status();
                 self.processes.answer(client, &Answer::Status(status));
             }
+            Request::Usage => {
+                let none = || Answer::Refused(String::from("it runs without cgroups; it said why when it started"));
+                let answer = self.setting.cgroups.usage().map_or_else(none, Answer::Usage);
+                self.processes.answer(client, &answer);
+            }
             Request::Pause => self.rest(client, MachineState::Paused)?,
             Request::Resume => self.rest(client, MachineState::Running)?,
             Request::Restart { devices } => match self.indices(&devices) {

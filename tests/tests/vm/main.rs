@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod boot;
+mod cgroup;
 mod console;
 mod cost;
 mod disk;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         &input::TESTS,
         &cost::TESTS,
         &trace::TESTS,
+        &cgroup::TESTS,
     ]
     .concat();
     harness::main(&tests)

@@ -1,0 +1,232 @@
+//! One control group, held by a descriptor of its directory: whatever happens to its path, nothing else can be meant.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::runtime;
+
+/// The longest file that is read, in bytes: those of a group with many processes or block devices.
+const FILE_MAX: u64 = 1 << 20;
+
+/// A control group (cgroups(7)).
+#[derive(Debug)]
+pub struct Directory {
+    file: File,
+    /// For messages only.
+    path: PathBuf,
+}
+
+impl Directory {
+    /// The root of the mounted hierarchy.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn root(mount: &Path) -> Result<Self, Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = open(mount, flags, Mode::empty())?;
+        Ok(Self { file: File::from(fd), path: mount.to_owned() })
+    }
+
+    /// Whether this is cgroup v2.
+    pub fn is_unified(&self) -> bool {
+        fstatfs(&self.file).is_ok_and(|statistics| statistics.filesystem_type() == CGROUP2_SUPER_MAGIC)
+    }
+
+    /// The path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of a file in it, for messages.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The group at this path below; no symbolic link and no other mount is followed (openat2(2)).
+    ///
+    /// # Errors
+    /// What openat2(2) says.
+    pub fn open(&self, relative: &Path) -> Result<Self, Errno> {
+        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+        let fd = self.descriptor(relative, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        Ok(Self { file: File::from(fd), path: self.path.join(relative) })
+    }
+
+    /// Makes a group.
+    ///
+    /// # Errors
+    /// What mkdirat(2) says.
+    pub fn make(&self, name: &str) -> Result<(), Errno> {
+        mkdirat(&self.file, name, Mode::from_bits_truncate(0o755))
+    }
+
+    /// Removes a group in which there is nobody.
+    ///
+    /// # Errors
+    /// What unlinkat(2) says: `EBUSY` for one with processes or groups in it.
+    pub fn remove(&self, name: &str) -> Result<(), Errno> {
+        unlinkat(&self.file, name, UnlinkatFlags::RemoveDir)
+    }
+
+    /// What a file in it says.
+    ///
+    /// # Errors
+    /// What openat2(2) and read(2) say.
+    pub fn read(&self, name: &str) -> Result<String, Errno> {
+        let file = File::from(self.descriptor(Path::new(name), OFlag::O_RDONLY)?);
+        let mut text = String::new();
+        file.take(FILE_MAX).read_to_string(&mut text).map_err(|error| errno(&error))?;
+        Ok(text)
+    }
+
+    /// Writes to a file in it, with one write(2), as the kernel wants it.
+    ///
+    /// # Errors
+    /// What openat2(2) and write(2) say.
+    pub fn write(&self, name: &str, text: &str) -> Result<(), Errno> {
+        let mut file = File::from(self.descriptor(Path::new(name), OFlag::O_WRONLY)?);
+        file.write(text.as_bytes()).map_err(|error| errno(&error)).map(drop)
+    }
+
+    /// Whether the caller may write to a file in it.
+    pub fn may_write(&self, name: &str) -> bool {
+        self.descriptor(Path::new(name), OFlag::O_WRONLY).is_ok()
+    }
+
+    /// Whether a file in it, which has words, has this one.
+    ///
+    /// # Errors
+    /// What [`Self::read`] says.
+    pub fn words(&self, name: &str) -> Result<Vec<String>, Errno> {
+        Ok(self.read(name)?.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The names of the groups in it.
+    pub fn children(&self) -> Vec<String> {
+        // By the held descriptor: a path could mean another directory by now.
+        let entries = fs::read_dir(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        let directory = |entry: fs::DirEntry| {
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            entry.file_name().into_string().ok().filter(|_| is_directory)
+        };
+        entries.into_iter().flatten().flatten().filter_map(directory).collect()
+    }
+
+    /// Takes the lock of the directory (flock(2)), which ends with this value, if nobody else has it and the directory is
+    /// still where it was.
+    pub fn claim(&self, parent: &Self, name: &str) -> bool {
+        let is_current = || parent.open(Path::new(name)).is_ok_and(|named| runtime::is_same(&named.file, &self.file));
+        self.file.try_lock().is_ok() && is_current()
+    }
+
+    /// Waits until no process is in it or below it; `false` at the deadline.
+    pub fn wait_until_empty(&self, deadline: Instant) -> bool {
+        let Ok(events) = self.descriptor(Path::new("cgroup.events"), OFlag::O_RDONLY) else { return true };
+        let mut events = File::from(events);
+        loop {
+            let mut text = String::new();
+            // Read before every poll: it tells of changes since then (cgroup-v2.rst, "[Un]populated Notification").
+            let read = events.rewind().and_then(|()| events.read_to_string(&mut text));
+            // A group that is removed cannot be read any more.
+            if read.is_err() || value(&text, "populated") == Some(0) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+        }
+    }
+
+    fn descriptor(&self, relative: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+        openat2(&self.file, relative, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The number that stands after this word at the beginning of a line.
+pub fn value(text: &str, word: &str) -> Option<u64> {
+    text.lines().find_map(|line| match line.split_once(' ') {
+        Some((key, number)) if key == word => number.trim().parse().ok(),
+        _ => None,
+    })
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::time::Duration;
+
+    #[test]
+    fn no_symbolic_link_is_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::create_dir_all(parent.path().join("a/b")).unwrap();
+        symlink("a", parent.path().join("link")).unwrap();
+        symlink("b", parent.path().join("a/file")).unwrap();
+        let root = Directory::root(parent.path()).unwrap();
+        assert!(!root.is_unified());
+        let a = root.open(Path::new("a")).unwrap();
+        assert_eq!(root.open(Path::new("link")).unwrap_err(), Errno::ELOOP);
+        assert_eq!(root.open(Path::new("link/b")).unwrap_err(), Errno::ELOOP);
+        assert_eq!(a.read("file").unwrap_err(), Errno::ELOOP);
+        assert_eq!(a.open(Path::new("..")).unwrap_err(), Errno::EXDEV);
+        assert_eq!(a.children(), ["b"]);
+        assert_eq!(a.path_of("x"), parent.path().join("a/x"));
+    }
+
+    #[test]
+    fn a_group_is_claimed_once_and_where_it_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let root = Directory::root(parent.path()).unwrap();
+        root.make("vm").unwrap();
+        let first = root.open(Path::new("vm")).unwrap();
+        let second = root.open(Path::new("vm")).unwrap();
+        assert!(first.claim(&root, "vm"));
+        assert!(!second.claim(&root, "vm"));
+        drop(first);
+        root.remove("vm").unwrap();
+        assert!(!second.claim(&root, "vm"), "it is not there any more");
+        root.make("vm").unwrap();
+        assert!(!second.claim(&root, "vm"), "it is another one");
+    }
+
+    #[test]
+    fn values_are_found_by_their_whole_word() {
+        let text = "nr_periods 4\nthrottled_usec 7\npopulated 0\n";
+        assert_eq!((value(text, "populated"), value(text, "nr"), value(text, "usec")), (Some(0), None, None));
+    }
+
+    #[test]
+    fn a_group_without_events_is_empty() {
+        let parent = tempfile::tempdir().unwrap();
+        let root = Directory::root(parent.path()).unwrap();
+        assert!(root.wait_until_empty(Instant::now() + Duration::from_secs(1)));
+        fs::write(parent.path().join("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
+        assert!(root.wait_until_empty(Instant::now() + Duration::from_secs(1)));
+        fs::write(parent.path().join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        assert!(!root.wait_until_empty(Instant::now()));
+    }
+}

@@ -51,6 +51,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what each process of a running machine uses: processor time, threads, reads and writes; and its memory
+    Stat {
+        /// The machine, as --name calls it
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The machine, as options. What an option says goes before what the file of --spec says.
@@ -86,7 +94,7 @@ pub struct Options {
     /// Example: --console socket=/tmp/vm.console
     #[arg(long, value_name = "WHERE")]
     pub console: Vec<String>,
-    /// The machine's name, by which 'ozone restart', 'pause', 'resume' and 'status' find it. Example: --name web1
+    /// The machine's name, by which 'ozone restart', 'pause', 'resume', 'status' and 'stat' find it. Example: --name web1
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// What the machine may use of the host, or one kind of its processes, or one of them; may be given again and again.

@@ -21,6 +21,7 @@ use ozone::supervisor::{Backoff, Setting, Signals, Spawned, Tallies};
 use ozone::trace::Trace;
 use ozone::uids::Uids;
 use protocol::Fault;
+use serde::Serialize;
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(panicked));
@@ -41,11 +42,13 @@ fn main() -> ExitCode {
         Command::Pause { name } => ask(client::ask(&name, &Request::Pause)),
         Command::Resume { name } => ask(client::ask(&name, &Request::Resume)),
         Command::Status { name, json } => match client::ask(&name, &Request::Status) {
-            Ok(Answer::Status(status)) if json => match serde_json::to_string_pretty(&status) {
-                Ok(text) => print(&(text + "\n")),
-                Err(error) => end(&Ending::Fault(Fault::internal(format!("write the status: {error}")))),
-            },
+            Ok(Answer::Status(status)) if json => print_json(&status),
             Ok(Answer::Status(status)) => print(&client::table(&status)),
+            other => ask(other),
+        },
+        Command::Stat { name, json } => match client::ask(&name, &Request::Usage) {
+            Ok(Answer::Usage(usage)) if json => print_json(&usage),
+            Ok(Answer::Usage(usage)) => print(&client::usage_table(&name, &usage)),
             other => ask(other),
         },
     }
@@ -143,6 +146,13 @@ fn resolve(options: &Options) -> Result<String, Fault> {
     let spec = spec::load(options)?;
     let text = serde_json::to_string_pretty(&SpecFile::from(&spec));
     text.map(|text| text + "\n").map_err(|error| Fault::internal(format!("write the spec: {error}")))
+}
+
+fn print_json(answer: &impl Serialize) -> ExitCode {
+    match serde_json::to_string_pretty(answer) {
+        Ok(text) => print(&(text + "\n")),
+        Err(error) => end(&Ending::Fault(Fault::internal(format!("write the answer: {error}")))),
+    }
 }
 
 fn print(text: &str) -> ExitCode {

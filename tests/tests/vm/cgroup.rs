@@ -118,6 +118,17 @@ fn every_process_is_in_its_leaf() -> Result<()> {
         ensure!((1..=max).contains(&now) && max <= 320, "{role}: {now} of {max} threads");
     }
 
+    let output = ozone(&["stat", "leaves", "--json"])?;
+    let stat: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(stat["memory"]["current"].as_u64() > Some(32 << 20), "the guest's memory counts: {stat:#}");
+    ensure!(stat["processes"].as_array().map(Vec::len) == Some(5), "{stat:#}");
+    let core = &stat["processes"][1];
+    ensure!(core["process"] == "core" && core["cpu-usec"].as_u64() > Some(0), "{stat:#}");
+    ensure!(core["pids"].as_u64() >= Some(2), "{stat:#}");
+    let table = String::from_utf8(ozone(&["stat", "leaves"])?.stdout)?;
+    println!("{table}");
+    ensure!(table.starts_with("leaves: cpu ") && table.contains("\nblk/disk0 "), "{table}");
+
     vm.power_off()?;
     before.expect_again()
 }
@@ -226,6 +237,8 @@ fn cpu_max_holds_a_processor_back() -> Result<()> {
     let throttled = || number("/ozone/slow/core", "cpu.stat", "nr_throttled");
     let now = throttled()?;
     until("nr_throttled of the core", || Ok(throttled()? > now))?;
+    let stat: serde_json::Value = serde_json::from_slice(&ozone(&["stat", "slow", "--json"])?.stdout)?;
+    ensure!(stat["processes"][1]["throttled"].as_u64() > Some(0), "{stat:#}");
     vm.signal(Signal::SIGTERM)?;
     vm.expect_exit(143, ANSWER)
 }

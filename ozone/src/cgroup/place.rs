@@ -60,7 +60,8 @@ impl Place {
         let membership = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let path = own_path(&membership);
         let origin = path.as_ref().and_then(|path| root.open(path).ok());
-        let own = path.filter(|path| !path.as_os_str().is_empty()).zip(origin.as_ref());
+        // The host's root, which has no type, is nobody's own; that of a container's namespace can be.
+        let own = path.zip(origin.as_ref()).filter(|(_, directory)| directory.read("cgroup.type").is_ok());
         let parent = match (&limits.parent, own) {
             (Some(given), own) => {
                 let problem = |errno| CgroupError::Parent { argument: given.argument.clone(), errno };

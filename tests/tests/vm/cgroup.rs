@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use agent::layout::ORDINARY_USER;
 use anyhow::{Context, Result, bail, ensure};
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ozone_tests::harness::Test;
@@ -19,7 +20,7 @@ use crate::kvm_device;
 use crate::traces::Traces;
 
 /// The tests of this file.
-pub const TESTS: [Test; 14] = [
+pub const TESTS: [Test; 15] = [
     Test::host("cgroup::every_process_is_in_its_leaf", every_process_is_in_its_leaf),
     Test::host("cgroup::a_leaf_outlives_an_incarnation", a_leaf_outlives_an_incarnation),
     Test::host("cgroup::limits_are_in_the_files", limits_are_in_the_files),
@@ -29,6 +30,7 @@ pub const TESTS: [Test; 14] = [
     Test::host("cgroup::memory_max_ends_the_machine_and_is_told", memory_max_ends_the_machine_and_is_told),
     Test::host("cgroup::a_given_parent_is_used_and_stays", a_given_parent_is_used_and_stays),
     Test::host("cgroup::a_delegated_group_is_used_and_left_as_it_was", a_delegated_group),
+    Test::host("cgroup::a_container_is_the_machines_whole_world", a_container_is_the_machines_whole_world),
     Test::host("cgroup::an_ordinary_user_in_a_delegated_group", an_ordinary_user_in_a_delegated_group),
     Test::host("cgroup::an_ordinary_user_without_one_is_told", an_ordinary_user_without_one_is_told),
     Test::host("cgroup::what_cannot_be_is_refused_in_one_line", what_cannot_be_is_refused_in_one_line),
@@ -314,6 +316,29 @@ fn a_delegated_group() -> Result<()> {
     before.expect_again()?;
     ensure!(read("/own.scope", "cgroup.subtree_control")?.is_empty(), "it is not as it was");
     Ok(())
+}
+
+/// A container sees its group as the root, and `ozone` is alone in it.
+fn a_container_is_the_machines_whole_world() -> Result<()> {
+    let made = Made::new("container")?;
+    let before = Traces::of_this_host()?;
+    let mut command = command(&Guest::new()?.option("--name", "boxed").option("--limit", "memory.max=1G"));
+    inside(&mut command, &made.0)?;
+    // SAFETY: between fork and exec the child makes system calls only, with constants as their arguments.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(|| {
+            unshare(CloneFlags::CLONE_NEWCGROUP | CloneFlags::CLONE_NEWNS)?;
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
+            Ok(mount(Some("cgroup2"), MOUNT, Some("cgroup2"), MsFlags::empty(), None::<&str>)?)
+        });
+    }
+    let mut vm = Vm::spawn(&mut command)?;
+    vm.expect("ozone-guest: ready\n", BOOT)?;
+    ensure!(groups(&vm)?["core"] == "/container/boxed/core", "{:#?}", groups(&vm)?);
+    ensure!(read("/container/boxed", "memory.max")? == "1073741824");
+    vm.power_off()?;
+    before.expect_again()
 }
 
 fn an_ordinary_user_in_a_delegated_group() -> Result<()> {

@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long killed processes may take to be gone. They may be waiting for a device of the host.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The group in a machine's group for all of its processes but `ozone`.
+const JAILED: &str = "jailed";
+
 /// Where the controllers for the groups in a group are.
 const SUBTREE: &str = "cgroup.subtree_control";
 
@@ -168,6 +171,8 @@ struct Groups {
     /// The machine's group; its lock is held for as long as the machine runs, however it ends.
     machine: Directory,
     name: String,
+    /// The group in it for every process but `ozone`, which has to outlive them when memory is short.
+    jailed: Option<Directory>,
     /// That of `ozone`, the core's, and the devices' in their order.
     leaves: Vec<Leaf>,
     /// Whether `ozone` is in its leaf.
@@ -180,6 +185,13 @@ struct Leaf {
     name: String,
     process: String,
     directory: Directory,
+}
+
+impl Leaf {
+    fn make(parent: &Directory, planned: &plan::Leaf) -> Result<Self, CgroupError> {
+        let directory = make(parent, &planned.name)?;
+        Ok(Self { name: planned.name.clone(), process: planned.process.clone(), directory })
+    }
 }
 
 impl Cgroups {
@@ -234,9 +246,10 @@ impl Cgroups {
         let Some(groups) = &self.groups else { return };
         let kills = usage::kills(&groups.machine);
         if kills > 0 {
-            let max = groups.machine.read(Key::MemoryMax.file()).unwrap_or_default();
+            let jailed = groups.jailed.as_ref().unwrap_or(&groups.machine);
+            let max = jailed.read(Key::MemoryMax.file()).unwrap_or_default();
             report::say(&format!(
-                "the machine needed more memory than it may have, and the kernel killed a process of it \
+                "the machine needed more memory than it may have, and the kernel killed its processes \
                  (memory.max {}, {kills} killed); give more with --limit memory.max=…",
                 max.trim()
             ));
@@ -263,7 +276,8 @@ impl Groups {
         let place = Place::find(&spec.limits).map_err(general)?;
         let (parent, machine) = claim(&place, &plan.name).map_err(general)?;
         let name = plan.name.clone();
-        let mut groups = Self { place, parent, machine, name, leaves: Vec::new(), inside: Cell::new(false) };
+        let (leaves, inside) = (Vec::new(), Cell::new(false));
+        let mut groups = Self { place, parent, machine, name, jailed: None, leaves, inside };
         groups.fill(&plan)?;
         Ok(groups)
     }
@@ -272,7 +286,8 @@ impl Groups {
     fn fill(&mut self, plan: &Plan) -> Result<(), About> {
         let mut leaves = plan.leaves.iter();
         if let Some(ozone) = leaves.next() {
-            self.add(ozone).map_err(general)?;
+            let leaf = Leaf::make(&self.machine, ozone).map_err(general)?;
+            self.leaves.push(leaf);
         }
         // A group with processes in it cannot have controllers for those below; and a user who cannot come in from where
         // ozone is cannot clone into it either, so that is found out now.
@@ -283,13 +298,22 @@ impl Groups {
         let chain =
             self.place.chain().map_err(|errno| (None, file("open", self.place.root.path().join(path), errno)))?;
         let mut missing = enable(&chain, &plan.needed_of_machine(), &plan::WISHED_OF_MACHINE)?;
-        for setting in &plan.machine {
+        let (memory, others): (Vec<_>, Vec<_>) = plan.machine.iter().partition(|it| it.key.controller() == "memory");
+        for setting in others {
             set(&self.machine, setting)?;
         }
-        let own = std::slice::from_ref(&self.machine);
-        missing.extend(enable(own, &plan.needed_of_leaves(), &plan::WISHED_OF_PROCESS)?);
+        let needed_of_jailed: Vec<_> = plan.needed_of_jailed();
+        missing.extend(enable(std::slice::from_ref(&self.machine), &needed_of_jailed, &plan::WISHED_OF_MACHINE)?);
+        let jailed = make(&self.machine, JAILED).map_err(general)?;
+        let jailed = self.jailed.insert(jailed);
+        for setting in memory {
+            set(jailed, setting)?;
+        }
+        // None of them is of use without the others, and to end one gives no memory back that they share.
+        let _ = jailed.write("memory.oom.group", "1");
+        missing.extend(enable(std::slice::from_ref(jailed), &plan.needed_of_leaves(), &plan::WISHED_OF_PROCESS)?);
         for leaf in leaves {
-            self.add(leaf).map_err(general)?;
+            self.leaves.push(Leaf::make(jailed, leaf).map_err(general)?);
         }
         for (leaf, planned) in self.leaves.iter().zip(&plan.leaves) {
             for setting in &planned.settings {
@@ -302,14 +326,6 @@ impl Groups {
             let (path, missing) = (self.parent.path().display(), missing.join(", "));
             report::say(&format!("cgroups: no {missing} in {path}: 'ozone stat' lacks it, and so do default limits"));
         }
-        Ok(())
-    }
-
-    fn add(&mut self, leaf: &plan::Leaf) -> Result<(), CgroupError> {
-        let failed = |errno| file("make", self.machine.path_of(&leaf.name), errno);
-        self.machine.make(&leaf.name).map_err(failed)?;
-        let directory = self.machine.open(Path::new(&leaf.name)).map_err(failed)?;
-        self.leaves.push(Leaf { name: leaf.name.clone(), process: leaf.process.clone(), directory });
         Ok(())
     }
 
@@ -366,11 +382,9 @@ impl Groups {
     }
 
     fn remove(&self) -> Result<(), CgroupError> {
-        let others = self.leaves.iter().skip(1);
-        others.clone().for_each(|leaf| kill(&leaf.directory));
         let deadline = Instant::now() + KILL_PATIENCE;
-        for leaf in others {
-            remove(&self.machine, &leaf.directory, &leaf.name, deadline)?;
+        if let Some(jailed) = &self.jailed {
+            clear(&self.machine, jailed, JAILED, deadline)?;
         }
         self.leave()?;
         if let Some(leaf) = self.leaves.first() {
@@ -439,15 +453,21 @@ fn claim(place: &Place, name: &str) -> Result<(Directory, Directory), CgroupErro
     }
 }
 
-/// Ends what is in a machine's group and removes it with its leaves.
-fn clear(parent: &Directory, machine: &Directory, name: &str, deadline: Instant) -> Result<(), CgroupError> {
-    for child in machine.children() {
-        if let Ok(leaf) = machine.open(Path::new(&child)) {
-            kill(&leaf);
-            remove(machine, &leaf, &child, deadline)?;
+/// Makes a group in another.
+fn make(parent: &Directory, name: &str) -> Result<Directory, CgroupError> {
+    let made = parent.make(name).and_then(|()| parent.open(Path::new(name)));
+    made.map_err(|errno| file("make", parent.path_of(name), errno))
+}
+
+/// Ends all that is in a group and removes it with the groups in it.
+fn clear(parent: &Directory, group: &Directory, name: &str, deadline: Instant) -> Result<(), CgroupError> {
+    kill(group);
+    for child in group.children() {
+        if let Ok(inner) = group.open(Path::new(&child)) {
+            clear(group, &inner, &child, deadline)?;
         }
     }
-    remove(parent, machine, name, deadline)
+    remove(parent, group, name, deadline)
 }
 
 fn kill(directory: &Directory) {

@@ -80,6 +80,12 @@ impl Plan {
         needed(self.machine.iter().chain(leaves))
     }
 
+    /// The controllers that the group of all processes but `ozone` has to have: memory is limited there.
+    pub fn needed_of_jailed(&self) -> Vec<(&'static str, &str)> {
+        let memory = self.machine.iter().filter(|setting| setting.key.controller() == "memory");
+        needed(memory.chain(self.leaves.iter().flat_map(|leaf| &leaf.settings)))
+    }
+
     /// The controllers that the leaves have to have.
     pub fn needed_of_leaves(&self) -> Vec<(&'static str, &str)> {
         needed(self.leaves.iter().flat_map(|leaf| &leaf.settings))
@@ -181,6 +187,7 @@ mod tests {
         assert_eq!(text(&plan.leaves[3].settings), ["pids.max=5", "cpu.weight=50"]);
         let controllers = |list: Vec<(&'static str, &str)>| list.into_iter().map(|(it, _)| it).collect::<Vec<_>>();
         assert_eq!(controllers(plan.needed_of_machine()), ["memory", "cpu", "pids"]);
+        assert_eq!(controllers(plan.needed_of_jailed()), ["memory", "cpu", "pids"]);
         assert_eq!(controllers(plan.needed_of_leaves()), ["cpu", "pids"]);
     }
 

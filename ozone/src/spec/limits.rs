@@ -122,7 +122,7 @@ pub enum Key {
     CpusetCpus,
     /// The NUMA nodes of the memory: `0`.
     CpusetMems,
-    /// Memory, the guest's included; the kernel kills a process of the machine that needs more.
+    /// Memory, the guest's included; the kernel ends a machine that needs more.
     MemoryMax,
     /// Memory above which the machine is slowed down while the kernel takes some back.
     MemoryHigh,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use agent::layout::ORDINARY_USER;
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -106,10 +106,10 @@ fn every_process_is_in_its_leaf() -> Result<()> {
     let leaf = |role: &str, name: &str| (role.to_owned(), format!("/ozone/leaves/{name}"));
     let expected = BTreeMap::from([
         leaf("ozone", "ozone"),
-        leaf("core", "core"),
-        leaf("blk/disk0", "blk-disk0"),
-        leaf("net/net0", "net-net0"),
-        leaf("console/console0", "console-console0"),
+        leaf("core", "jailed/core"),
+        leaf("blk/disk0", "jailed/blk-disk0"),
+        leaf("net/net0", "jailed/net-net0"),
+        leaf("console/console0", "jailed/console-console0"),
     ]);
     ensure!(groups(&vm)? == expected, "{:#?} instead of {expected:#?}", groups(&vm)?);
     for (role, group) in groups(&vm)?.iter().filter(|(role, _)| *role != "ozone") {
@@ -187,22 +187,22 @@ fn limits_are_in_the_files() -> Result<()> {
     let mut vm = guest.boot()?;
     let machine = "/ozone/limited";
     for (group, file, value) in [
-        (machine.to_owned(), "memory.max", "1073741824"),
-        (machine.to_owned(), "memory.high", "943718400"),
+        (format!("{machine}/jailed"), "memory.max", "1073741824"),
+        (format!("{machine}/jailed"), "memory.high", "943718400"),
         (machine.to_owned(), "pids.max", "500"),
         (machine.to_owned(), "cpu.weight", "50"),
         (machine.to_owned(), "cpuset.cpus.effective", "0"),
         (machine.to_owned(), "cpuset.mems.effective", "0"),
-        (format!("{machine}/core"), "cpu.max", "90000 100000"),
-        (format!("{machine}/blk-disk0"), "pids.max", "40"),
-        (format!("{machine}/blk-disk0"), "cpu.weight", "20"),
+        (format!("{machine}/jailed/core"), "cpu.max", "90000 100000"),
+        (format!("{machine}/jailed/blk-disk0"), "pids.max", "40"),
+        (format!("{machine}/jailed/blk-disk0"), "cpu.weight", "20"),
         (format!("{machine}/ozone"), "pids.max", "5"),
-        (format!("{machine}/console-console0"), "pids.max", "16"),
+        (format!("{machine}/jailed/console-console0"), "pids.max", "16"),
     ] {
         ensure!(read(&group, file)? == value, "{group}/{file} is {}, not {value}", read(&group, file)?);
     }
     if let Some(io) = io {
-        ensure!(read("/ozone/limited/blk-disk0", "io.max")?.starts_with(&io));
+        ensure!(read("/ozone/limited/jailed/blk-disk0", "io.max")?.starts_with(&io));
     }
     let status = fs::read_to_string(format!("/proc/{}/status", pid_of(&vm, "core")?))?;
     ensure!(status.lines().any(|line| line == "Cpus_allowed_list:\t0"), "{status}");
@@ -236,7 +236,7 @@ fn cpu_max_holds_a_processor_back() -> Result<()> {
     let guest = Guest::new()?.option("--name", "slow").option("--limit", "core:cpu.max=80000 100000");
     let mut vm = guest.boot()?;
     vm.send_line("while :; do :; done")?;
-    let throttled = || number("/ozone/slow/core", "cpu.stat", "nr_throttled");
+    let throttled = || number("/ozone/slow/jailed/core", "cpu.stat", "nr_throttled");
     let now = throttled()?;
     until("nr_throttled of the core", || Ok(throttled()? > now))?;
     let stat: serde_json::Value = serde_json::from_slice(&ozone(&["stat", "slow", "--json"])?.stdout)?;
@@ -249,7 +249,9 @@ fn memory_max_ends_the_machine_and_is_told() -> Result<()> {
     let before = Traces::of_this_host()?;
     let guest = Guest::new()?.keys("on-fail=stop-vm").option("--limit", "memory.max=24M");
     let mut vm = guest.option("--limit", "memory.swap.max=0").start()?;
-    ensure!(!vm.wait(BOOT)?.success(), "a guest boots in 24 MiB");
+    // All but ozone are killed at once, and any of them may be gone first.
+    let code = vm.wait(BOOT)?.code();
+    ensure!(matches!(code, Some(12 | 13)), "{code:?}");
     vm.expect_error("the machine needed more memory than it may have", ANSWER)?;
     vm.expect_error("memory.max 25165824", ANSWER)?;
     before.expect_again()
@@ -278,7 +280,7 @@ fn a_given_parent_is_used_and_stays() -> Result<()> {
     for given in ["tenants.slice", "/sys/fs/cgroup/tenants.slice"] {
         let guest = Guest::new()?.option("--name", "a.b").option("--cgroup-parent", given);
         let mut vm = guest.option("--limit", "memory.max=1G").boot()?;
-        ensure!(groups(&vm)?["core"] == "/tenants.slice/_a.b/core", "{:#?}", groups(&vm)?);
+        ensure!(groups(&vm)?["core"] == "/tenants.slice/_a.b/jailed/core", "{:#?}", groups(&vm)?);
         vm.power_off()?;
         before.expect_again()?;
     }
@@ -311,7 +313,7 @@ fn a_delegated_group() -> Result<()> {
     let mut vm = Vm::spawn(&mut command)?;
     vm.expect("ozone-guest: ready\n", BOOT)?;
     ensure!(groups(&vm)?["ozone"] == "/own.scope/mine/ozone", "{:#?}", groups(&vm)?);
-    ensure!(groups(&vm)?["core"] == "/own.scope/mine/core", "{:#?}", groups(&vm)?);
+    ensure!(groups(&vm)?["core"] == "/own.scope/mine/jailed/core", "{:#?}", groups(&vm)?);
     vm.power_off()?;
     before.expect_again()?;
     ensure!(read("/own.scope", "cgroup.subtree_control")?.is_empty(), "it is not as it was");
@@ -330,13 +332,14 @@ fn a_container_is_the_machines_whole_world() -> Result<()> {
         command.pre_exec(|| {
             unshare(CloneFlags::CLONE_NEWCGROUP | CloneFlags::CLONE_NEWNS)?;
             mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
+            umount2(MOUNT, MntFlags::MNT_DETACH)?;
             Ok(mount(Some("cgroup2"), MOUNT, Some("cgroup2"), MsFlags::empty(), None::<&str>)?)
         });
     }
     let mut vm = Vm::spawn(&mut command)?;
     vm.expect("ozone-guest: ready\n", BOOT)?;
-    ensure!(groups(&vm)?["core"] == "/container/boxed/core", "{:#?}", groups(&vm)?);
-    ensure!(read("/container/boxed", "memory.max")? == "1073741824");
+    ensure!(groups(&vm)?["core"] == "/container/boxed/jailed/core", "{:#?}", groups(&vm)?);
+    ensure!(read("/container/boxed/jailed", "memory.max")? == "1073741824");
     vm.power_off()?;
     before.expect_again()
 }
@@ -355,8 +358,8 @@ fn an_ordinary_user_in_a_delegated_group() -> Result<()> {
     let mut vm = Vm::spawn(&mut command)?;
     vm.expect("ozone-guest: ready\n", BOOT)?;
     let machine = format!("/user.scope/vm-{}", vm.pid());
-    ensure!(groups(&vm)?["core"] == format!("{machine}/core"), "{:#?}", groups(&vm)?);
-    ensure!(read(&machine, "memory.max")? == "1073741824");
+    ensure!(groups(&vm)?["core"] == format!("{machine}/jailed/core"), "{:#?}", groups(&vm)?);
+    ensure!(read(&format!("{machine}/jailed"), "memory.max")? == "1073741824");
     ensure!(seen_by_itself(pid_of(&vm, "core")?)? == "/");
     vm.power_off()?;
     before.expect_again()
@@ -435,9 +438,9 @@ fn what_a_killed_machine_left_gives_way() -> Result<()> {
     let mut vm = guest.boot()?;
     vm.signal(Signal::SIGKILL)?;
     ensure!(!vm.wait(ANSWER)?.success());
-    ensure!(Path::new("/sys/fs/cgroup/ozone/lost/core").exists(), "nobody was left to remove it");
+    ensure!(Path::new("/sys/fs/cgroup/ozone/lost/jailed/core").exists(), "nobody was left to remove it");
     let mut next = Guest::new()?.option("--name", "lost").boot()?;
-    ensure!(read("/ozone/lost", "memory.max")? == "max", "the last one's limit holds");
+    ensure!(read("/ozone/lost/jailed", "memory.max")? == "max", "the last one's limit holds");
     next.power_off()?;
     before.expect_again()
 }

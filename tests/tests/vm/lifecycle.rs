@@ -164,8 +164,9 @@ fn a_killed_ozone_takes_its_children_along() -> Result<()> {
     let mut but_for_files = before.clone();
     but_for_files.files.extend(["/run/ozone".to_owned(), "/run/ozone/uids.lock".to_owned(), socket]);
     let group = format!("/sys/fs/cgroup/ozone/vm-{}", vm.pid());
-    let leaves = ["ozone", "core", "blk-disk0", "net-net0", "console-console0", "console-console1"];
-    but_for_files.files.extend(leaves.map(|leaf| format!("{group}/{leaf}")));
+    let leaves = ["core", "blk-disk0", "net-net0", "console-console0", "console-console1"];
+    but_for_files.files.extend(leaves.map(|leaf| format!("{group}/jailed/{leaf}")));
+    but_for_files.files.extend(["ozone", "jailed"].map(|name| format!("{group}/{name}")));
     but_for_files.files.extend(["/sys/fs/cgroup/ozone".to_owned(), group]);
     but_for_files.expect_again()?;
 

@@ -59,7 +59,26 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show which promises about a running machine's processes hold, as the kernel and not the configuration has it
+    #[command(after_help = AUDIT)]
+    Audit {
+        /// The machine, as --name calls it
+        name: String,
+        /// Every promise, not only those that do not hold
+        #[arg(long)]
+        all: bool,
+        /// As JSON, with every promise, descriptor and limit
+        #[arg(long)]
+        json: bool,
+    },
 }
+
+/// What follows the help of `ozone audit`.
+const AUDIT: &str = "\
+Example: ozone audit web1 --all
+
+The exit code is 0 if every promise holds that can be seen from outside, 1 if one does not, 2 if there is no such machine and
+3 if it cannot be read.";
 
 /// The machine, as options. What an option says goes before what the file of --spec says.
 #[derive(Debug, Default, Args)]
@@ -94,7 +113,8 @@ pub struct Options {
     /// Example: --console socket=/tmp/vm.console
     #[arg(long, value_name = "WHERE")]
     pub console: Vec<String>,
-    /// The machine's name, by which 'ozone restart', 'pause', 'resume', 'status' and 'stat' find it. Example: --name web1
+    /// The machine's name, by which 'ozone restart', 'pause', 'resume', 'status', 'stat' and 'audit' find it. Example: --name
+    /// web1
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// What the machine may use of the host, or one kind of its processes, or one of them; may be given again and again.

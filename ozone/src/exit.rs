@@ -13,6 +13,7 @@ use crate::process::Process;
 pub const CODES: &str = "\
 Exit codes:
   0      the guest switched itself off, reset itself with --no-reboot, or was left with Ctrl-A x
+  1      'ozone audit' found a promise that does not hold
   2      what you asked for cannot be: an option, a file, the spec
   3      the host lacks something or refused it
   4      a defect of ozone
@@ -23,6 +24,9 @@ Exit codes:
   128+n  signal n ended the run: 129 SIGHUP, 130 SIGINT, 131 SIGQUIT, 143 SIGTERM
 
 Signals: SIGTERM, SIGINT, SIGHUP and SIGQUIT end the machine at once; SIGPWR presses the guest's power button.";
+
+/// The exit code of `ozone audit` when a promise does not hold; no other command has it.
+pub const BROKEN: u8 = 1;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -144,7 +148,7 @@ mod tests {
         ];
         let codes: Vec<u8> = endings.iter().map(Ending::code).collect();
         assert_eq!(codes, [0, 2, 3, 4, 10, 11, 12, 13]);
-        for code in codes {
+        for code in codes.into_iter().chain([BROKEN]) {
             assert!(CODES.lines().any(|line| line.split_whitespace().next() == Some(&code.to_string())), "{code}");
         }
         assert_eq!(Ending::Signal(Signal::SIGTERM).code(), 143);

@@ -1,6 +1,7 @@
 //! The launcher and supervisor of a virtual machine: it opens every host path, puts every other process in its jail,
 //! and sees to their end.
 
+pub mod audit;
 pub mod cgroup;
 pub mod cli;
 pub mod confine;

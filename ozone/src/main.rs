@@ -5,13 +5,14 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use ozone::audit;
 use ozone::cgroup::Cgroups;
 use ozone::cli::{self, Command, Options, Parsed};
 use ozone::confine;
 use ozone::control::client;
 use ozone::control::message::{Answer, Request};
 use ozone::control::server::Server;
-use ozone::exit::Ending;
+use ozone::exit::{self, Ending};
 use ozone::notify::Notify;
 use ozone::report;
 use ozone::resources::{self, Resources, terminal};
@@ -45,6 +46,13 @@ fn main() -> ExitCode {
             Ok(Answer::Status(status)) if json => print_json(&status),
             Ok(Answer::Status(status)) => print(&client::table(&status)),
             other => ask(other),
+        },
+        Command::Audit { name, all, json } => match audit::examine(&name) {
+            Ok(report) => {
+                let printed = if json { print_json(&report) } else { print(&report.table(all)) };
+                if report.holds || printed != ExitCode::SUCCESS { printed } else { ExitCode::from(exit::BROKEN) }
+            }
+            Err(fault) => end(&Ending::Fault(fault)),
         },
         Command::Stat { name, json } => match client::ask(&name, &Request::Usage) {
             Ok(Answer::Usage(usage)) if json => print_json(&usage),

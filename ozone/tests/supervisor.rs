@@ -399,6 +399,7 @@ fn tests() -> ExitCode {
     add("a machine rests and goes on", &all, rested);
     add("a name is one machine's", &all, named);
     add("a service manager hears when the machine runs, goes round and ends", &kvm, notified);
+    add("an audit finds what scripted processes lack", &all, audited);
     add("ozone itself keeps only what starting processes takes", &all, confined);
     add("a flood of log lines is cut, counted, and blocks nothing", &kvm, flood);
     add("standard error that nobody reads blocks nothing", &kvm, deaf_stderr);
@@ -918,6 +919,38 @@ fn named() -> Result<(), Failed> {
     kill(second.pid(), Signal::SIGTERM)?;
     second.end();
     assert!(!Path::new("/run/ozone/machines").join(&name).exists());
+    Ok(())
+}
+
+/// The jail and the supervisor are real, so what they promise holds; the core of this bench is no machine.
+fn audited() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let name = unique(&bench);
+    let run = bench.start(&["--name", &name, "--disk", "path=disk.img"]);
+    run.children(3);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let (code, table) = loop {
+        match ask(&bench, &["audit", &name, "--all"]) {
+            (2, text) if text.contains("it is starting") && Instant::now() < deadline => {}
+            answer => break answer,
+        }
+    };
+    assert_eq!(code, 1, "awaited an audit of a running machine: {table}");
+    let judged = |process: &str, promise: &str| {
+        let section = table.lines().skip_while(|line| !line.starts_with(process)).skip(1);
+        let mut section = section.take_while(|line| line.starts_with("  "));
+        let line = section.find(|line| line.contains(promise)).unwrap_or_else(|| panic!("{promise}: {table}"));
+        line.split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(judged("core", "guest memory in no core dump"), "BROKEN");
+    for process in ["core", "blk/disk", "console/console0"] {
+        assert_eq!(judged(process, "no capability in any set"), "holds");
+        assert_eq!(judged(process, "a uid that no other process has"), "holds");
+        assert_eq!(judged(process, "an empty read-only root"), "holds");
+        assert_eq!(judged(process, "parent-death signal"), "not", "visible");
+    }
+    assert_eq!(judged("ozone", "only capabilities to start processes"), "holds");
+    assert_eq!(ask(&bench, &["audit", "nobody"]).0, 2);
     Ok(())
 }
 

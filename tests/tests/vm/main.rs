@@ -1,6 +1,7 @@
 //! The integration tests. `cargo xtask test` runs them; see `ozone_tests::harness`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod audit;
 mod boot;
 mod cgroup;
 mod console;
@@ -23,6 +24,7 @@ use ozone_tests::harness;
 fn main() -> ExitCode {
     let tests = [
         the_host::TESTS.as_slice(),
+        &audit::TESTS,
         &boot::TESTS,
         &disk::TESTS,
         &net::TESTS,

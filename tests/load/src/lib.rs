@@ -11,7 +11,8 @@ pub mod memory;
 pub mod net;
 pub mod partner;
 pub mod ring;
-pub mod stamp;
 pub mod stream;
 pub mod vhost_net;
 pub mod wire;
+
+pub use oracle::stamp;

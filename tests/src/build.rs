@@ -11,7 +11,10 @@ use crate::{paths, progress};
 /// The product's executables, each in the package of the same name.
 pub const PRODUCT: [&str; 5] = ["ozone", "vmm-core", "ozone-blk", "ozone-net", "ozone-console"];
 
-/// Set to anything, it makes [`product`] take the executables as they are.
+/// What the tests put beside the product.
+pub const COMPANIONS: [&str; 2] = ["oracle", "hostile-backend"];
+
+/// Set to anything, it makes [`product`] and [`companions`] take the executables as they are.
 pub const BUILT: &str = "OZONE_BUILT";
 
 /// Builds the product's executables.
@@ -22,6 +25,19 @@ pub fn product() -> Result<Vec<PathBuf>> {
     }
     progress::step("build the product", || {
         cargo(["build", "--quiet", "--release"].into_iter().chain(PRODUCT.iter().flat_map(|name| ["--package", name])))
+    })?;
+    Ok(executables.collect())
+}
+
+/// Builds the programs that the tests put beside the product.
+pub fn companions() -> Result<Vec<PathBuf>> {
+    let executables = COMPANIONS.iter().map(|name| paths::release().join(name));
+    if std::env::var_os(BUILT).is_some() {
+        return Ok(executables.filter(|path| path.exists()).collect());
+    }
+    progress::step("build the tests' own programs", || {
+        let packages = COMPANIONS.iter().flat_map(|name| ["--package", name]);
+        cargo(["build", "--quiet", "--release"].into_iter().chain(packages))
     })?;
     Ok(executables.collect())
 }

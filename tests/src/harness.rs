@@ -238,12 +238,13 @@ fn run_in_host_once(test: &Test) -> Result<()> {
 /// The name of this executable in the test host.
 const TEST_EXECUTABLE: &str = "integration-tests";
 
-/// The product, built once.
+/// The product and the tests' own programs, built once.
 fn product() -> Result<&'static [Put]> {
     static PRODUCT: OnceLock<Result<Vec<Put>, String>> = OnceLock::new();
     let built = PRODUCT.get_or_init(|| {
-        let product = build::product().map_err(|error| format!("{error:#}"))?;
-        Ok(product.into_iter().map(Put::executable).collect())
+        let text = |error| format!("{error:#}");
+        let product = build::product().map_err(text)?.into_iter().chain(build::companions().map_err(text)?);
+        Ok(product.map(Put::executable).collect())
     });
     built.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
 }

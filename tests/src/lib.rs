@@ -2,14 +2,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 pub mod artifacts;
+pub mod backends;
 pub mod boot_trace;
 pub mod build;
 pub mod child;
+pub mod control;
+pub mod delay;
 pub mod harness;
 pub mod host;
+pub mod kills;
 pub mod paths;
 pub mod payload;
 pub mod process_table;
+pub mod product;
 pub mod progress;
 pub mod tool;
+pub mod trial;
 pub mod vm;

@@ -16,10 +16,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
+use serde::de::DeserializeOwned;
+use tempfile::TempPath;
 
 use agent::layout;
 
-use crate::artifacts::GuestFiles;
+use crate::artifacts::{self, GuestFiles};
 use crate::process_table::{self, Process};
 use crate::{child, paths};
 
@@ -53,6 +55,9 @@ pub struct Guest {
     has_disk: bool,
     console: String,
     keys: String,
+    /// Kept for as long as the guest may be booted.
+    made: Option<Arc<TempPath>>,
+    ozone: PathBuf,
 }
 
 impl Guest {
@@ -69,6 +74,8 @@ impl Guest {
             has_disk: false,
             console: "hvc0".to_owned(),
             keys: String::new(),
+            made: None,
+            ozone: executable("ozone"),
         })
     }
 
@@ -98,6 +105,24 @@ impl Guest {
     #[must_use]
     pub fn console(mut self, name: &str) -> Self {
         name.clone_into(&mut self.console);
+        self
+    }
+
+    /// Programs for the guest's `/bin`, by their names among the executables. They are in its initramfs: not for a guest
+    /// with a root disk.
+    pub fn programs(mut self, names: &[&str]) -> Result<Self> {
+        let paths: Vec<_> = names.iter().map(|name| executable(name)).collect();
+        let paths: Vec<_> = paths.iter().map(PathBuf::as_path).collect();
+        let made = artifacts::with_programs(&self.initramfs, &paths)?;
+        self.initramfs = made.to_path_buf();
+        self.made = Some(Arc::new(made));
+        Ok(self)
+    }
+
+    /// Another `ozone` than the one that was built.
+    #[must_use]
+    pub fn ozone(mut self, path: PathBuf) -> Self {
+        self.ozone = path;
         self
     }
 
@@ -170,7 +195,7 @@ impl Guest {
 
     /// Starts it.
     pub fn start(&self) -> Result<Vm> {
-        Vm::start(self.arguments())
+        Vm::start_with(&self.ozone, self.arguments())
     }
 
     /// Starts it and waits until it takes commands.
@@ -208,8 +233,16 @@ impl Vm {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let program = executable("ozone");
-        let mut command = Command::new(&program);
+        Self::start_with(&executable("ozone"), arguments)
+    }
+
+    /// Starts this `ozone` with these arguments.
+    pub fn start_with<I, S>(program: &Path, arguments: I) -> Result<Self>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self::spawn(&mut command).with_context(|| format!("start {}", program.display()))
     }
@@ -269,6 +302,13 @@ impl Vm {
         let output = self.expect(&mark, deadline).with_context(|| format!("in the guest: {line}"))?;
         let status = self.expect(".\n", ANSWER)?;
         Ok((status.parse().with_context(|| format!("exit status '{status}'"))?, output))
+    }
+
+    /// Waits for one line of JSON on the console.
+    pub fn expect_json<T: DeserializeOwned>(&mut self, deadline: Duration) -> Result<T> {
+        self.expect("{", deadline)?;
+        let rest = self.expect("\n", deadline)?;
+        serde_json::from_str(&format!("{{{rest}")).with_context(|| format!("not the JSON that was awaited: {{{rest}"))
     }
 
     /// Runs a command in the guest that must succeed; returns its output.

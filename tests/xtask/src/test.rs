@@ -61,6 +61,7 @@ fn checks(host: Choice) -> Result<()> {
 
 fn integration_tests(arguments: &Arguments) -> Result<()> {
     build::product()?;
+    build::companions()?;
     // Made here rather than in the first test, whose deadline and time they are none of.
     match arguments.host {
         Choice::Nested => drop(host::snapshot(host::DEFAULT_MEMORY)?),

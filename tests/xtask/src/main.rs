@@ -1,4 +1,5 @@
-//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask host`, `cargo xtask bench`.
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask host`, `cargo xtask bench`,
+//! `cargo xtask soak`.
 #![allow(clippy::print_stdout)]
 
 mod bench;
@@ -6,6 +7,7 @@ mod demo;
 mod host;
 mod prerequisites;
 mod privileged;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -33,12 +35,17 @@ enum Command {
     Host(host::Arguments),
     /// Measures the product, beside its partners.
     Bench(bench::Arguments),
+    /// Kills disks' backends over and over under a load that knows what must not be lost.
+    Soak(soak::Arguments),
     /// The part of `demo` that runs where KVM is.
     #[command(hide = true)]
     DemoHere(demo::HereArguments),
     /// The part of `bench` that runs in the test host.
     #[command(hide = true)]
     BenchHere(bench::HereArguments),
+    /// The part of `soak` that runs in the test host.
+    #[command(hide = true)]
+    SoakHere(soak::HereArguments),
 }
 
 fn main() -> ExitCode {
@@ -61,7 +68,9 @@ fn run(command: Command) -> Result<u8> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Host(arguments) => host::run(arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::DemoHere(arguments) => demo::here(&arguments),
         Command::BenchHere(arguments) => bench::here(&arguments),
+        Command::SoakHere(arguments) => soak::here(&arguments),
     }
 }

@@ -8,11 +8,16 @@ mod console;
 mod cost;
 mod disk;
 mod hostile;
+mod hostile_backend;
 mod input;
 mod jail;
 mod kvm_device;
 mod lifecycle;
 mod net;
+mod restart;
+mod restart_commands;
+mod restart_guest;
+mod restart_late;
 mod the_host;
 mod trace;
 mod traces;
@@ -32,10 +37,15 @@ fn main() -> ExitCode {
         &lifecycle::TESTS,
         &jail::TESTS,
         &hostile::TESTS,
+        &hostile_backend::TESTS,
         &input::TESTS,
         &cost::TESTS,
         &trace::TESTS,
         &cgroup::TESTS,
+        &restart::TESTS,
+        &restart_commands::TESTS,
+        &restart_guest::TESTS,
+        &restart_late::TESTS,
     ]
     .concat();
     harness::main(&tests)

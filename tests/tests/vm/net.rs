@@ -20,11 +20,15 @@ pub const TESTS: [Test; 4] = [
     Test::host("net::two_queue_pairs_carry_many_flows", two_queue_pairs_carry_many_flows),
 ];
 
-const HOST: &str = "192.0.2.1";
-const GUEST: &str = "192.0.2.2";
-const TRANSFER: Duration = Duration::from_secs(120);
+/// The host's address.
+pub const HOST: &str = "192.0.2.1";
+/// The guest's address.
+pub const GUEST: &str = "192.0.2.2";
+/// The longest that a transfer takes.
+pub const TRANSFER: Duration = Duration::from_secs(120);
 
-fn own_namespace() -> Result<()> {
+/// Gives this process a network namespace of its own.
+pub fn own_namespace() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("a network namespace for the test")?;
     ip(&["link", "set", "lo", "up"])
 }
@@ -33,7 +37,8 @@ fn ip(arguments: &[&str]) -> Result<()> {
     tool::output(Command::new("ip").args(arguments)).map(drop)
 }
 
-fn up(vm: &mut Vm) -> Result<()> {
+/// Gives the guest its address.
+pub fn up(vm: &mut Vm) -> Result<()> {
     vm.guest(&format!("ip link set eth0 up && ip addr add {GUEST}/24 dev eth0")).map(drop)
 }
 
@@ -51,7 +56,7 @@ fn the_guest_and_the_host_ping_each_other() -> Result<()> {
 }
 
 /// Bytes whose sequence does not repeat at a power of two: a lost or swapped segment shows.
-fn sample(length: usize) -> Vec<u8> {
+pub fn sample(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -62,11 +67,13 @@ fn sample(length: usize) -> Vec<u8> {
     bytes
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// The SHA-256 sum as the guest's program shows it.
+pub fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn connect(address: &str, port: u16) -> Result<TcpStream> {
+/// Connects to a listener of the guest.
+pub fn connect(address: &str, port: u16) -> Result<TcpStream> {
     let address = format!("{address}:{port}").parse()?;
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(20)).context("connect to the guest")?;
     stream.set_write_timeout(Some(TRANSFER))?;
@@ -74,7 +81,7 @@ fn connect(address: &str, port: u16) -> Result<TcpStream> {
 }
 
 /// Starts a listener in the guest that keeps what it receives in `file`.
-fn listen(vm: &mut Vm, port: u16, file: &str) -> Result<()> {
+pub fn listen(vm: &mut Vm, port: u16, file: &str) -> Result<()> {
     vm.guest(&format!("nc -l -p {port} > {file} & until netstat -ltn | grep -q :{port}; do usleep 10000; done"))
         .map(drop)
 }

@@ -199,7 +199,10 @@ fn records_that_cannot_be_are_refused() {
     refused(&mut disk, &|record| record.about.queue_size = SIZE - 1);
     refused(&mut disk, &|record| record.about.queue_size = u16::MAX);
     refused(&mut disk, &|record| record.file.write_all_at(&header(SIZE / 2, 0, 0), 0).unwrap());
-    refused(&mut disk, &|record| record.file.write_all_at(&[1], 0).unwrap());
+    refused(&mut disk, &|record| {
+        record.file.write_all_at(&header(SIZE, 0, 0), 0).unwrap();
+        record.file.write_all_at(&[1], 0).unwrap();
+    });
     refused(&mut disk, &|record| record.file.write_all_at(&[2], 8).unwrap());
     refused(&mut disk, &|record| record.file = tempfile::tempfile().unwrap());
     let unsealed = Guest::sealed(4096, SealFlag::F_SEAL_GROW);

@@ -224,7 +224,8 @@ impl Inflight {
         let version: u16 = self.get::<AtomicU16>(start.saturating_add(VERSION));
         let entries: u16 = self.get::<AtomicU16>(start.saturating_add(DESC_NUM));
         match (features, version, entries) {
-            (0, 0, 0) => Ok(()),
+            // Whatever else it says: a process that began to use it may have ended before the version, which it stores last.
+            (_, 0, _) => Ok(()),
             (0, VERSION_1, entries) if entries == self.layout.size => Ok(()),
             _ => Err(InflightError::Header(index, features, version, entries)),
         }
@@ -323,6 +324,7 @@ impl Tracker {
         for head in 0..self.part.inflight.layout.size {
             self.put_entry::<AtomicU8>(head, INFLIGHT, 0);
         }
+        self.put::<AtomicU64>(self.part.start.saturating_add(FEATURES), 0);
         self.put_header(LAST_BATCH_HEAD, 0);
         self.put_header(USED_IDX, used);
         self.put_header(DESC_NUM, self.part.inflight.layout.size);
@@ -581,15 +583,28 @@ mod tests {
 
     #[test]
     fn memory_of_another_kind_is_refused() {
-        for (field, value) in [(FEATURES, 1), (VERSION, 2), (DESC_NUM, SIZE), (DESC_NUM, SIZE + 1)] {
+        for (field, value) in [(FEATURES, 1), (VERSION, 2), (DESC_NUM, 0), (DESC_NUM, SIZE + 1)] {
             let record = Record::new();
+            drop(record.resume(0).unwrap());
             record.put_header(field, value);
             assert!(matches!(map(&record.0), Err(InflightError::Header(1, ..))), "{field}: {value}");
         }
-        let record = Record::new();
-        drop(record.resume(0).unwrap());
-        record.put_header(DESC_NUM, 0);
-        assert!(matches!(map(&record.0), Err(InflightError::Header(1, 0, 1, 0))));
+    }
+
+    #[test]
+    fn a_process_that_ended_before_it_had_begun_leaves_memory_that_is_unused() {
+        // Any part of what precedes the version, and what no process of this kind stores there.
+        let stores = [(LAST_BATCH_HEAD, 3), (USED_IDX, 9), (DESC_NUM, SIZE), (DESC_NUM, SIZE + 1), (FEATURES, 1)];
+        for (field, value) in stores {
+            let record = Record::new();
+            record.put_header(field, value);
+            record.put(Record::at(5, INFLIGHT), &[1]);
+            let (mut tracker, heads) = record.resume(9).unwrap();
+            assert!(heads.is_empty(), "{field}: {value}");
+            tracker.taken(2);
+            drop(tracker);
+            assert_eq!(record.resume(9).unwrap().1, [2], "{field}: {value}");
+        }
     }
 
     #[test]

@@ -167,6 +167,18 @@ impl Machine {
         Ok(())
     }
 
+    /// A device's backend has ended: nothing of the conversation with it is kept open.
+    ///
+    /// # Errors
+    /// An internal fault when the machine has no such device.
+    pub fn dead(&self, device: &DeviceId) -> Result<(), Fault> {
+        let device = self.device(device)?;
+        // Should anyone hold the backend's end open, the attendant would wait for its answer before it hears of this.
+        device.conversation().close();
+        device.command(Command::Dead);
+        Ok(())
+    }
+
     /// A device's backend has ended, and nothing of it is under way any more.
     ///
     /// # Errors

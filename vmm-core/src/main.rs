@@ -109,7 +109,7 @@ fn serve(control: &Control, machine: &mut Machine, events: &Receiver<Event>, lap
             Event::Conversation => {}
             Event::Control(Ok(ToCore::Attach(attach))) => machine.attach(&attach.device, attach.socket.into_fd())?,
             Event::Control(Ok(ToCore::Detach { device })) => machine.detach(&device)?,
-            Event::Control(Ok(ToCore::Dead { .. })) => {}
+            Event::Control(Ok(ToCore::Dead { device })) => machine.dead(&device)?,
             Event::Control(Ok(ToCore::Gone { device })) => machine.gone(&device)?,
             Event::Control(Ok(ToCore::NeedsReset { device })) => machine.needs_reset(&device)?,
             Event::Control(Ok(ToCore::Run)) if !asked_to_run => asked_to_run = true,

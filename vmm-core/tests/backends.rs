@@ -19,7 +19,7 @@ use crate::fake::request::{
     GET_CONFIG, GET_INFLIGHT_FD, GET_VRING_BASE, SET_FEATURES, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_VRING_BASE,
     SET_VRING_ENABLE, SET_VRING_KICK,
 };
-use crate::fake::{Act, FEATURES, Fake, Honest, Request, message};
+use crate::fake::{Act, FEATURES, Fake, Honest, Request, ends, message};
 
 /// Backends that do as they should, with and without a record of what is in flight.
 fn honest() -> Honest {
@@ -258,6 +258,22 @@ fn descriptors_that_a_backend_made_blocking_hold_nobody_up() {
     assert!(next.heard().iter().any(|request| request.code == SET_VRING_ENABLE));
 }
 
+#[test]
+fn what_a_dead_backend_left_unread_is_closed_before_it_is_gone() {
+    let mut hostile = honest().serve();
+    let mut core = boot(start(), &mut [&mut hostile]);
+    core.hear("up");
+    hostile.until(SET_VRING_ENABLE);
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    hostile.push(&[0; 12], &[writer]);
+    hostile.die();
+    core.control.send(&ToCore::Dead { device: id(0) }).unwrap();
+    assert!(ends(&reader), "the core keeps it open");
+    assert!(!core.speaks(Duration::ZERO), "nothing is told of a backend that is known to be dead");
+    gone(&core);
+    attach(&core, 0, &mut honest().serve());
+}
+
 /// A backend that ends when its queues are to be stopped.
 fn unstoppable() -> Fake {
     honest().start(|request| if request.code == GET_VRING_BASE { Act::Close } else { Act::Answer })
@@ -345,9 +361,13 @@ fn the_vcpus_start_once_every_device_has_been_attached_however_often_one_was() {
 
 #[test]
 fn a_message_about_a_device_that_is_none_ends_the_core() {
-    for message in
-        [ToCore::Gone { device: id(9) }, ToCore::Detach { device: id(9) }, ToCore::NeedsReset { device: id(9) }]
-    {
+    let device = id(9);
+    for message in [
+        ToCore::Dead { device: device.clone() },
+        ToCore::Gone { device: device.clone() },
+        ToCore::Detach { device: device.clone() },
+        ToCore::NeedsReset { device },
+    ] {
         let core = Core::boot(&Code::default().halt().elf(), None, "", 64 << 20, 1);
         core.expect("Running", |message| matches!(message, FromCore::Running));
         core.control.send(&message).unwrap();

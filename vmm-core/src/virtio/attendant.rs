@@ -30,6 +30,8 @@ pub enum Command {
     Attach(OwnedFd),
     /// Stop the queues and let go of the backend in good order.
     Detach,
+    /// The backend has ended; what it began may be under way still.
+    Dead,
     /// The backend has ended, and nothing of it is under way any more.
     Gone,
     /// Have the driver reset the device; what was in flight is not carried out again.
@@ -134,6 +136,7 @@ impl Attendant {
                     self.tell(Event::Detached(self.device.id.clone()));
                 }
             }
+            Command::Dead => self.let_go(),
             Command::Gone => {
                 self.gone();
                 self.tell(Event::Gone(self.device.id.clone()));
@@ -256,14 +259,20 @@ impl Attendant {
         }
     }
 
+    /// Ends the conversation with a backend that may still be at work in guest memory. Nothing of the socket stays open, nor
+    /// of what lies in it unread.
+    fn let_go(&mut self) {
+        if matches!(self.backend, Backend::Here(_)) {
+            self.backend = Backend::Lost;
+        }
+        self.device.conversation().close();
+    }
+
     /// The conversation has failed: it has no known position any more, and ends.
     fn lose(&mut self, error: BackendError) {
         self.backend = Backend::Lost;
-        let overdue = {
-            let mut conversation = self.device.conversation();
-            conversation.close();
-            conversation.is_overdue()
-        };
+        self.let_go();
+        let overdue = self.device.conversation().is_overdue();
         let id = self.device.id.clone();
         self.tell(match error {
             BackendError::Host(fault) => Event::Failed(fault),

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
@@ -211,6 +212,12 @@ impl Fake {
         self.requests.try_iter().collect()
     }
 
+    /// Sends bytes unasked, with these descriptors. What has been seen of requests has been answered.
+    pub fn push(&self, bytes: &[u8], files: &[OwnedFd]) {
+        drop(self.answering.lock().unwrap());
+        send(&self.shared, bytes, files).unwrap();
+    }
+
     /// Waits until the core has closed the conversation.
     pub fn closed(mut self) {
         self.thread.take().unwrap().join().unwrap();
@@ -252,14 +259,23 @@ fn serve(
         };
         let _ = heard.send(request);
         if let Some((bytes, files)) = reply {
-            let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-            let rights = [ControlMessage::ScmRights(&fds)];
-            let control = if fds.is_empty() { &rights[..0] } else { &rights[..] };
             // A core that has hung up is the end, which the next receive tells.
-            let flags = MsgFlags::MSG_NOSIGNAL;
-            let _ = sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None);
+            let _ = send(&socket, &bytes, &files);
         }
     }
+}
+
+fn send(socket: &UnixStream, bytes: &[u8], files: &[OwnedFd]) -> nix::Result<usize> {
+    let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let control = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+    sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)
+}
+
+/// Whether nobody has the pipe's other end open any more, or will not have within [`DEADLINE`].
+pub fn ends(pipe: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()).unwrap() > 0
 }
 
 /// The next request, or none at the end of the conversation.

@@ -280,6 +280,43 @@ fn a_reset_waits_for_a_lost_backend_until_it_is_gone() {
 }
 
 #[test]
+fn a_dead_backend_leaves_nothing_open_and_is_waited_for_until_it_is_gone() {
+    let bench = Bench::new();
+    let mut backend = Honest::default().serve();
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.quiet();
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    backend.push(&[0; 12], &[writer]);
+    backend.die();
+    bench.device.command(Command::Dead);
+    assert!(fake::ends(&reader), "what the backend sent unasked is still in the core's socket");
+    let reset = bench.reset();
+    // It is neither lost again nor detached.
+    bench.device.command(Command::Dead);
+    bench.device.command(Command::Detach);
+    bench.quiet();
+    assert!(reset.try_recv().is_err(), "what it began may still be under way");
+    bench.device.command(Command::Gone);
+    assert!(answered(&reset));
+    bench.attached(&mut Honest::default().serve());
+}
+
+#[test]
+fn a_backend_that_dies_in_its_handshake_is_lost_once() {
+    let bench = Bench::new();
+    let mut failing =
+        Honest::default().start(|request| if request.code == GET_CONFIG { Act::Close } else { Act::Answer });
+    bench.attach(&mut failing);
+    bench.device.command(Command::Dead);
+    assert!(bench.lost().starts_with("GET_CONFIG: "));
+    bench.device.command(Command::ReadConfig);
+    bench.quiet();
+    bench.device.command(Command::Gone);
+    bench.attached(&mut Honest::default().serve());
+}
+
+#[test]
 fn a_reset_stops_the_queues_of_a_backend_that_lives() {
     let bench = Bench::new();
     let mut backend = Honest::default().serve();

@@ -279,6 +279,21 @@ fn a_disabled_queue_rests() {
 }
 
 #[test]
+fn to_enable_a_queue_that_runs_does_not_stop_it() {
+    let mut disk = Disk::new(&image(4096), false, 0);
+    // A counter that is full: the thread that signals it hangs, and a stop would release it.
+    let blocking = EventFd::new(0).unwrap();
+    blocking.write(u64::MAX - 1).unwrap();
+    disk.frontend.set_vring_call(0, &blocking).unwrap();
+    disk.header(FLUSH, 0);
+    disk.queue.send(&disk.guest, 0, &[(HEADER, 16, 0), (STATUS, 1, WRITE)]);
+    assert_eq!(disk.queue.next(&disk.guest), (0, 1));
+    disk.frontend.set_vring_enable(0, true).unwrap();
+    assert_eq!(blocking.read().unwrap(), u64::MAX - 1, "it was stopped");
+    disk.frontend.set_vring_enable(0, false).unwrap();
+}
+
+#[test]
 fn the_memory_may_change_under_a_running_queue() {
     let mut disk = Disk::new(&image(4096), false, 0);
     let more = Guest::new(1 << 20);

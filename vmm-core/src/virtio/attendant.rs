@@ -13,7 +13,6 @@ use protocol::Fault;
 use protocol::log::Rare;
 use protocol::trace::Point;
 
-use super::conversation::PATIENCE;
 use super::device::{Activation, Device, Offer};
 use super::handshake::{self, Greeting};
 use super::incarnation::{BackendError, Incarnation};
@@ -77,8 +76,10 @@ pub struct Attendant {
     /// From DRIVER_OK to the reset of the device.
     setup: Option<Setup>,
     paused: bool,
-    /// Resets that wait for queues which did not stop: nobody may answer them before the backend is dead.
+    /// Resets that wait for queues which did not stop: nobody may answer them before the backend is gone.
     unstopped: Vec<Sender<()>>,
+    /// Whether a pause waits likewise.
+    pausing: bool,
     misplaced_rings: Rare,
 }
 
@@ -103,6 +104,7 @@ impl Attendant {
             setup: None,
             paused: false,
             unstopped: Vec::new(),
+            pausing: false,
             misplaced_rings: Rare::default(),
         }
     }
@@ -165,7 +167,11 @@ impl Attendant {
                 if let Err(error) = self.stop() {
                     self.lose(error);
                 }
-                self.tell(Event::QueuesDone);
+                // What a lost one has begun may reach guest memory as long as it is not gone.
+                self.pausing = matches!(self.backend, Backend::Lost);
+                if !self.pausing {
+                    self.tell(Event::QueuesDone);
+                }
             }
             Command::Resume => {
                 self.paused = false;
@@ -245,17 +251,23 @@ impl Attendant {
 
     fn stop(&mut self) -> Result<(), BackendError> {
         match &mut self.backend {
-            Backend::Here(incarnation) => incarnation.stop(),
+            Backend::Here(incarnation) => {
+                self.device.conversation().stops_queues();
+                incarnation.stop()
+            }
             Backend::Away | Backend::Lost => Ok(()),
         }
     }
 
-    /// Nothing of any backend is under way: resets need not wait for one.
+    /// Nothing of any backend is under way: neither resets nor a pause need wait for one.
     fn gone(&mut self) {
         self.backend = Backend::Away;
         self.device.conversation().close();
         for stopped in self.unstopped.drain(..) {
             let _ = stopped.send(());
+        }
+        if std::mem::take(&mut self.pausing) {
+            self.tell(Event::QueuesDone);
         }
     }
 
@@ -272,11 +284,14 @@ impl Attendant {
     fn lose(&mut self, error: BackendError) {
         self.backend = Backend::Lost;
         self.let_go();
-        let overdue = self.device.conversation().is_overdue();
+        let (overdue, patience) = {
+            let conversation = self.device.conversation();
+            (conversation.is_overdue(), conversation.patience().as_secs())
+        };
         let id = self.device.id.clone();
         self.tell(match error {
             BackendError::Host(fault) => Event::Failed(fault),
-            error if overdue => Event::Lost(id, format!("it did not answer within {} s: {error}", PATIENCE.as_secs())),
+            error if overdue => Event::Lost(id, format!("it did not answer within {patience} s: {error}")),
             error => Event::Lost(id, error.to_string()),
         });
     }

@@ -7,16 +7,28 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How long a backend may take for all that a driver asked of it at once. Less than a reset waits for it.
+/// How long a backend may take for all that a driver asked of it at once.
 pub const PATIENCE: Duration = Duration::from_secs(8);
 
+/// How long it may take if queues are to be stopped, which waits for all that they have begun on the host's storage. Less
+/// than a reset waits for it.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(25);
+
 /// What is under way with one backend.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Conversation {
     pending: usize,
     since: Option<Instant>,
+    /// For what is being asked now.
+    patience: Duration,
     socket: Option<UnixStream>,
     overdue: bool,
+}
+
+impl Default for Conversation {
+    fn default() -> Self {
+        Self { pending: 0, since: None, patience: PATIENCE, socket: None, overdue: false }
+    }
 }
 
 impl Conversation {
@@ -30,6 +42,18 @@ impl Conversation {
     pub fn end(&mut self) {
         self.pending = self.pending.saturating_sub(1);
         self.since = (self.pending > 0).then(Instant::now);
+        self.patience = PATIENCE;
+    }
+
+    /// What is being asked now stops queues. The main thread need not hear of it: it looks again when it thinks that the time
+    /// is over.
+    pub fn stops_queues(&mut self) {
+        self.patience = STOP_PATIENCE;
+    }
+
+    /// How long the backend may take for what is being asked now.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// It is held over this socket, of which `socket` is a duplicate.
@@ -48,7 +72,7 @@ impl Conversation {
 
     /// When the backend has to have answered.
     pub fn deadline(&self) -> Option<Instant> {
-        self.since.map(|since| since + PATIENCE)
+        self.since.map(|since| since + self.patience)
     }
 
     /// Ends the conversation if its deadline has passed.
@@ -87,6 +111,20 @@ mod tests {
         assert!(conversation.is_overdue());
         assert_eq!((&ours).read(&mut [0; 1]).unwrap(), 0, "a blocked read ends");
         assert_eq!(conversation.deadline(), None);
+    }
+
+    #[test]
+    fn queues_that_are_stopped_are_given_more_time_than_anything_else() {
+        let mut conversation = Conversation::default();
+        conversation.begin();
+        conversation.begin();
+        let usual = conversation.deadline().unwrap();
+        conversation.stops_queues();
+        assert_eq!(conversation.deadline(), Some(usual + (STOP_PATIENCE - PATIENCE)));
+        conversation.hang_up_if_overdue(usual);
+        assert!(!conversation.is_overdue());
+        conversation.end();
+        assert_eq!(conversation.patience(), PATIENCE, "what is asked next stops none");
     }
 
     #[test]

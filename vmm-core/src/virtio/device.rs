@@ -16,8 +16,8 @@ use super::state::QueueState;
 use crate::event::{Event, Events};
 
 /// How long a vCPU that reset a device waits for its queues to stop: a backend is hung up on when its time is over
-/// ([`PATIENCE`](super::conversation::PATIENCE)), and then `ozone` has to end it and to wait for what it began.
-pub const RESET_DEADLINE: Duration = Duration::from_secs(30);
+/// ([`STOP_PATIENCE`](super::conversation::STOP_PATIENCE)), and then `ozone` has to end it and to wait for what it began.
+pub const RESET_DEADLINE: Duration = Duration::from_secs(45);
 
 /// What a backend offered when it was first attached. It never changes afterwards.
 #[derive(Debug)]

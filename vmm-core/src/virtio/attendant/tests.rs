@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::virtio::conversation::{PATIENCE, STOP_PATIENCE};
 use crate::virtio::state::QueueState;
 
 #[path = "../../../tests/fake/mod.rs"]
@@ -607,7 +608,7 @@ fn a_backend_that_is_attached_during_a_pause_starts_after_it() {
 }
 
 #[test]
-fn a_backend_that_does_not_stop_for_a_pause_is_lost_and_does_not_hold_it_up() {
+fn a_pause_waits_for_a_backend_that_did_not_stop_until_it_is_gone() {
     let bench = Bench::new();
     let mut backend =
         Honest::default().start(|request| if request.code == GET_VRING_BASE { Act::Close } else { Act::Answer });
@@ -615,9 +616,33 @@ fn a_backend_that_does_not_stop_for_a_pause_is_lost_and_does_not_hold_it_up() {
     bench.device.start(activation(&[queue(128), QueueState::default()]));
     bench.device.command(Command::Pause);
     assert!(bench.lost().starts_with("GET_VRING_BASE: "));
+    bench.device.command(Command::Dead);
+    bench.quiet();
+    bench.device.command(Command::Gone);
     assert!(matches!(bench.event("QueuesDone"), Event::QueuesDone));
+    bench.device.command(Command::Gone);
+    bench.quiet();
     bench.pause(Command::Resume);
     bench.quiet();
+}
+
+#[test]
+fn a_backend_may_take_longer_to_stop_its_queues_than_for_anything_else() {
+    let bench = Bench::new();
+    let mut backend =
+        Honest::default().start(|request| if request.code == GET_VRING_BASE { Act::Silence } else { Act::Answer });
+    bench.attached(&mut backend);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.quiet();
+    let reset = bench.reset();
+    backend.until(GET_VRING_BASE);
+    let now = Instant::now();
+    bench.device.conversation().hang_up_if_overdue(now + 2 * PATIENCE);
+    assert!(!bench.device.conversation().is_overdue());
+    bench.device.conversation().hang_up_if_overdue(now + STOP_PATIENCE);
+    assert!(bench.lost().starts_with("it did not answer within 25 s: "));
+    bench.device.command(Command::Gone);
+    assert!(answered(&reset));
 }
 
 #[test]

@@ -319,12 +319,14 @@ fn violates(offend: impl FnOnce(&mut Disk)) {
     disk.queue.kick.write(1).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(disk.queue.used_index(&disk.guest), used, "nothing of it is answered");
+    assert!(matches!(disk.backend.message(), FromBackend::Violated { queue: 0 }));
     let before = disk.backend.ticks();
     for _ in 0..50 {
         disk.queue.kick.write(1).unwrap();
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(disk.backend.ticks() - before < 5, "a queue that was given up spins");
+    assert!(!disk.backend.readable(0), "it is told once");
     disk.frontend.get_vring_base(0).unwrap();
     disk.queue = Queue::new(&disk.guest, 0, 64);
     enable(&mut disk.frontend, &disk.queue);

@@ -63,6 +63,7 @@ fn a_queue_that_was_given_up_is_no_hang() {
     connect(&mut frontend, &guest, &[&queue], 0);
     queue.offer(&guest, 4711);
     queue.kick.write(1).unwrap();
+    assert!(matches!(backend.message(), FromBackend::Violated { queue: 0 }));
     for number in 1..10 {
         ping(&backend, number);
         assert_eq!(alive(&backend), number);

@@ -111,11 +111,12 @@ fn serve<D: Device>(
     mut laps: Laps,
 ) -> Result<String, Fault> {
     // Every thread has to exist before the run filter: there is no clone(2) in it.
-    let workers = (0..).zip(queues).map(|(index, handler)| Worker::spawn(&format!("queue-{index}"), handler));
+    let outbox = &errands.outbox;
+    let workers = (0..).zip(queues).map(|(queue, handler)| Worker::spawn(queue, handler, outbox.clone()));
     let workers = workers.collect::<Result<Vec<_>, _>>()?;
     let watched = workers.iter().map(Worker::watched).collect();
     let mut heartbeat = Heartbeat::new(watched, &errands.wake);
-    let outbox = errands.outbox.clone();
+    let outbox = outbox.clone();
     let server = Server::new(Arc::clone(device), workers, outbox.clone());
     let (go, gate) = channel::<()>();
     let thread = move || {

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use protocol::Fault;
+use protocol::{Fault, FromBackend};
 
 use crate::descriptor::{Call, Wake};
 use crate::device::{Next, QueueHandler};
 use crate::heartbeat::{Pulse, Watched};
+use crate::outbox::Outbox;
 use crate::ring::{Ring, RingError};
 use crate::threads;
 use protocol::log::Rare;
@@ -58,6 +59,9 @@ pub struct Worker {
 
 struct Thread {
     name: String,
+    /// The queue's number.
+    queue: u16,
+    outbox: Outbox,
     handler: Box<dyn QueueHandler>,
     epoll: Epoll,
     stop: Arc<Wake>,
@@ -68,11 +72,12 @@ struct Thread {
 }
 
 impl Worker {
-    /// Starts the thread of a queue, called `name`.
+    /// Starts the thread of the queue with this number, which tells `outbox` when the driver breaks the queue's rules.
     ///
     /// # Errors
     /// A host that lacks threads or descriptors.
-    pub fn spawn(name: &str, handler: Box<dyn QueueHandler>) -> Result<Self, Fault> {
+    pub fn spawn(queue: u16, handler: Box<dyn QueueHandler>, outbox: Outbox) -> Result<Self, Fault> {
+        let name = format!("queue-{queue}");
         let fault = |errno| Fault::host(format!("prepare {name}: {errno}"));
         let stop = Arc::new(Wake::new().map_err(fault)?);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(fault)?;
@@ -90,7 +95,9 @@ impl Worker {
         let (jobs, incoming) = channel();
         let (outgoing, stopped) = channel();
         let mut thread = Thread {
-            name: name.to_owned(),
+            name: name.clone(),
+            queue,
+            outbox,
             handler,
             epoll,
             stop: Arc::clone(&stop),
@@ -109,7 +116,7 @@ impl Worker {
                 }
             }
         };
-        threads::start(name, body)?;
+        threads::start(&name, body)?;
         Ok(Self { jobs, stopped, stop, calls: Vec::new(), running: false, violations, pulse, nudge })
     }
 
@@ -170,6 +177,8 @@ impl Thread {
                 let name = &self.name;
                 log::error!("{name}: violation {count}, the queue is given up until a reset: {error}");
             }
+            // Once for each start of the ring, which the driver cannot have without a reset of the device.
+            self.outbox.send(FromBackend::Violated { queue: self.queue });
             if let Some(call) = &job.error {
                 call.signal();
             }

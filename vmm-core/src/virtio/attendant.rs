@@ -80,7 +80,7 @@ pub struct Attendant {
     unstopped: Vec<Sender<()>>,
     /// Whether a pause waits likewise.
     pausing: bool,
-    misplaced_rings: Rare,
+    breaks: Rare,
 }
 
 impl Attendant {
@@ -105,7 +105,7 @@ impl Attendant {
             paused: false,
             unstopped: Vec::new(),
             pausing: false,
-            misplaced_rings: Rare::default(),
+            breaks: Rare::default(),
         }
     }
 
@@ -234,19 +234,19 @@ impl Attendant {
             return Ok(());
         };
         setup.check(incarnation, self.device.kind)?;
-        match setup.hand_over(incarnation, &self.memory, &offer.queues) {
-            Ok(()) => Ok(()),
-            Err(ReplayError::Backend(error)) => Err(error),
-            Err(ReplayError::Driver(misplaced)) => {
-                if let Some(times) = self.misplaced_rings.again() {
-                    log::warn!("{}: {misplaced} ({times} times)", self.device.id);
-                }
-                // Until its next DRIVER_OK there is nothing to start.
-                self.setup = None;
-                self.device.fail();
-                Ok(())
-            }
+        let reason = match setup.hand_over(incarnation, &self.memory, &offer.queues) {
+            Ok(()) => return Ok(()),
+            Err(ReplayError::Backend(error)) => return Err(error),
+            Err(ReplayError::Driver(misplaced)) => misplaced.to_string(),
+            Err(ReplayError::Record(error)) => format!("what an earlier backend left in flight is of no use: {error}"),
+        };
+        if let Some(times) = self.breaks.again() {
+            log::warn!("{}: it needs a reset: {reason} ({times} times)", self.device.id);
         }
+        // Until its next DRIVER_OK there is nothing to start.
+        self.setup = None;
+        self.device.fail();
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), BackendError> {

@@ -6,7 +6,7 @@
 use protocol::{DeviceKind, Fault};
 use vhost::VhostBackend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::vhost_user::{Error, Frontend, VhostUserFrontend};
 
 /// Why a backend cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,14 @@ pub enum BackendError {
     /// The core could not make or change a descriptor.
     #[error("a descriptor of the core: {0}")]
     Descriptor(#[from] std::io::Error),
+}
+
+impl BackendError {
+    /// Whether a request was answered in good order, and with a no: the conversation may go on.
+    pub fn is_refusal(&self) -> bool {
+        let no = |source: &vhost::Error| matches!(source, vhost::Error::VhostUserProtocol(Error::BackendInternalError));
+        matches!(self, Self::Request { source, .. } if no(source))
+    }
 }
 
 /// Names the request that failed.

@@ -53,10 +53,14 @@ impl Region {
                 place.mmap_size, place.mmap_offset
             ));
         };
-        // Only memory has seals: no descriptor of a disk or a pipe, which would keep that from being released, passes.
-        match fcntl(&file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_truncate) {
-            Ok(seals) if seals.contains(SealFlag::F_SEAL_SHRINK) => {}
-            _ => return absurd(String::from("a descriptor that is not memory sealed against shrinking")),
+        // Only memory has seals: no descriptor of a disk or a pipe, which would keep that from being released, passes. And
+        // nobody could map what is sealed against writing.
+        let harmless = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        match fcntl(&file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain) {
+            Ok(seals) if seals.contains(SealFlag::F_SEAL_SHRINK) && harmless.contains(seals) => {}
+            _ => {
+                return absurd(String::from("a descriptor that is not memory sealed against shrinking, and no further"));
+            }
         }
         match (&file).seek(SeekFrom::End(0)) {
             Ok(length) if length >= end => Ok(Self { file, place }),

@@ -33,6 +33,8 @@ pub struct Setup {
 pub enum ReplayError {
     /// The driver's mistake, of which the backend has heard nothing.
     Driver(Misplaced),
+    /// The backend cannot use what an earlier one recorded, and no other could. It is not to blame, and goes on.
+    Record(BackendError),
     /// The backend's doing.
     Backend(BackendError),
 }
@@ -104,12 +106,15 @@ impl Setup {
         if incarnation.tracks
             && let Some(largest) = ready.iter().map(|(_, queue, _)| queue.size).max()
         {
-            let region = match self.region.take() {
-                Some(region) => region,
-                None => Region::get(frontend, count(signals)?, largest)?,
+            let (region, inherited) = match self.region.take() {
+                Some(region) => (region, true),
+                None => (Region::get(frontend, count(signals)?, largest)?, false),
             };
             // It is the one to be used from now on, whatever becomes of this incarnation.
-            self.region.insert(region).set(frontend)?;
+            match self.region.insert(region).set(frontend) {
+                Err(error) if inherited && error.is_refusal() => return Err(ReplayError::Record(error)),
+                outcome => outcome?,
+            }
         }
         for (index, queue, rings) in ready {
             let Some(signals) = signals.get(index) else { continue };

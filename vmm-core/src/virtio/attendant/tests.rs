@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use protocol::DeviceKind;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -431,7 +431,14 @@ fn a_region_that_no_successor_could_use_is_refused() {
     fn memory(size: u64) -> Vec<OwnedFd> {
         fake::inflight(&[0; 24], size).1
     }
-    let forgeries: [(&str, Forge); 11] = [
+    fn sealed(seals: SealFlag) -> Vec<OwnedFd> {
+        let memory = memory(8192);
+        fcntl(&memory[0], FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        memory
+    }
+    let forgeries: [(&str, Forge); 13] = [
+        ("and no further", |request| (body(request, 8192, 0), sealed(SealFlag::F_SEAL_WRITE))),
+        ("and no further", |request| (body(request, 8192, 0), sealed(SealFlag::F_SEAL_FUTURE_WRITE))),
         ("GET_INFLIGHT_FD: ", |request| (body(request, 8192, 0), Vec::new())),
         ("GET_INFLIGHT_FD: ", |request| {
             (body(request, 8192, 0), memory(8192).into_iter().chain(memory(8192)).collect())
@@ -476,6 +483,51 @@ fn a_region_that_no_successor_could_use_is_refused() {
         bench.attached(&mut honest);
         find(&honest.heard(), GET_INFLIGHT_FD);
     }
+}
+
+#[test]
+fn a_record_that_a_successor_refuses_breaks_the_device_and_not_the_successor() {
+    let bench = Bench::new();
+    let mut first = Honest::tracking().serve();
+    bench.attached(&mut first);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    bench.quiet();
+    let region = find(&first.heard(), SET_INFLIGHT_FD).inode();
+    first.die();
+    bench.device.command(Command::Gone);
+    let mut once = true;
+    let mut second = Honest::tracking().start(move |request| {
+        if request.code == SET_INFLIGHT_FD && std::mem::take(&mut once) {
+            Act::Send(fake::message(request, &1u64.to_le_bytes()), Vec::new())
+        } else {
+            Act::Answer
+        }
+    });
+    bench.attached(&mut second);
+    let requests = second.heard();
+    assert_eq!(codes(&requests), [&GREETING[..], &[SET_FEATURES, SET_MEM_TABLE, SET_INFLIGHT_FD]].concat());
+    assert!(bench.device.has_failed());
+    bench.quiet();
+    assert!(bench.device.stop(DEADLINE));
+    bench.device.mend();
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    let requests = second.until(SET_VRING_ENABLE);
+    assert_ne!(find(&requests, SET_INFLIGHT_FD).inode(), region);
+    bench.quiet();
+    assert!(!bench.device.has_failed());
+}
+
+#[test]
+fn a_region_that_is_refused_by_who_made_it_is_its_makers_fault() {
+    let bench = Bench::new();
+    let mut odd = Honest::tracking().start(|request| match request.code {
+        SET_INFLIGHT_FD => Act::Send(fake::message(request, &1u64.to_le_bytes()), Vec::new()),
+        _ => Act::Answer,
+    });
+    bench.attached(&mut odd);
+    bench.device.start(activation(&[queue(128), QueueState::default()]));
+    assert!(bench.lost().starts_with("SET_INFLIGHT_FD: "));
+    assert!(!bench.device.has_failed());
 }
 
 #[test]
@@ -534,9 +586,13 @@ fn a_broken_device_is_whole_again_after_the_drivers_reset() {
     bench.device.start(activation(&[queue(128), QueueState::default()]));
     bench.quiet();
     let region = find(&first.heard(), SET_INFLIGHT_FD).inode();
+    let generation = bench.device.generation();
+    // Once more is no harm: the driver is told once.
+    bench.device.command(Command::Break);
     bench.device.command(Command::Break);
     bench.quiet();
     assert!(bench.device.has_failed());
+    assert_eq!(bench.device.generation(), generation + 1);
     assert_eq!(codes(&first.heard()), [GET_VRING_BASE]);
     first.die();
     bench.device.command(Command::Gone);

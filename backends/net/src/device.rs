@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::{DeviceSpec, Fault, FromBackend};
-use virtio_backend::{Device, Opened, Outbox, QueueHandler};
+use virtio_backend::{Device, Opened, Outbox, QueueHandler, Rare};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
@@ -34,33 +34,54 @@ const FEATURES: [u32; 12] = [
 /// The queues of the tap, one per pair of virtqueues, of which the kernel uses as many as the driver does.
 pub struct Pairs {
     taps: Vec<Arc<Tap>>,
-    used: Mutex<usize>,
+    used: Mutex<Used>,
     outbox: Outbox,
 }
 
+/// How many pairs are used.
+struct Used {
+    pairs: usize,
+    /// Numbers that `ozone` was not told of.
+    untold: Rare,
+}
+
 impl Pairs {
-    /// Attaches the first `count` queues and detaches the others, which the next process is told too; `false` if there are
-    /// not so many or the kernel refuses.
+    /// Attaches the first `count` queues and detaches the others; `false` if there are not so many or the kernel refuses.
+    ///
+    /// `ozone` has been told when this returns, so that the driver may be: a process that takes over from this one is then
+    /// given the number that the driver relies on, whenever this one ends.
     pub fn use_first(&self, count: usize) -> bool {
         let Some(pairs) = u16::try_from(count).ok().filter(|_| (1..=self.taps.len()).contains(&count)) else {
             return false;
         };
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if *used == count {
+        if used.pairs == count {
             return true;
         }
-        for (index, tap) in self.taps.iter().enumerate() {
-            let attached = index < count;
-            if let Err(errno) = tap.attach(attached) {
-                let verb = if attached { "attach" } else { "detach" };
-                log::error!("{verb} queue {index} of the tap: {errno}");
-                return false;
-            }
+        if !attach_first(&self.taps, count) {
+            return false;
         }
-        *used = count;
-        self.outbox.send(FromBackend::Pairs { pairs });
+        used.pairs = count;
+        if !self.outbox.send_now(&FromBackend::Pairs { pairs })
+            && let Some(times) = used.untold.again()
+        {
+            log::warn!("ozone does not read: it does not know how many queue pairs are used ({times} times)");
+        }
         true
     }
+}
+
+/// Attaches the first `count` queues and detaches the others; `false` if the kernel refuses.
+fn attach_first(taps: &[Arc<Tap>], count: usize) -> bool {
+    for (index, tap) in taps.iter().enumerate() {
+        let attached = index < count;
+        if let Err(errno) = tap.attach(attached) {
+            let verb = if attached { "attach" } else { "detach" };
+            log::error!("{verb} queue {index} of the tap: {errno}");
+            return false;
+        }
+    }
+    true
 }
 
 /// The network interface itself.
@@ -83,10 +104,16 @@ pub fn open(spec: DeviceSpec, outbox: &Outbox) -> Result<Opened<NetDevice>, Faul
         return Err(Fault::internal("ozone-net was given no queue of a tap"));
     };
     first.set_offloads(0).map_err(|errno| Fault::input(format!("set the offloads of the tap: {errno}")))?;
-    let pairs = Arc::new(Pairs { taps, used: Mutex::new(0), outbox: outbox.clone() });
-    if !pairs.use_first(spec.pairs.into()) {
+    // As ozone knows already.
+    let used = usize::from(spec.pairs);
+    if !(1..=taps.len()).contains(&used) || !attach_first(&taps, used) {
         return Err(Fault::host("attach the queues of the tap that are in use, and detach the others: see the log"));
     }
+    let pairs = Arc::new(Pairs {
+        taps,
+        used: Mutex::new(Used { pairs: used, untold: Rare::default() }),
+        outbox: outbox.clone(),
+    });
     let several = pairs.taps.len() > 1;
     let mut queues: Vec<Box<dyn QueueHandler>> = Vec::new();
     for (index, tap) in pairs.taps.iter().enumerate() {

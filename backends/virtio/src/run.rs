@@ -10,19 +10,17 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use protocol::trace::{Laps, Point, now};
-use protocol::{Channel, DeviceSpec, Fault, FromBackend, LinkError, ToBackend};
+use protocol::{DeviceSpec, Fault, FromBackend, LinkError, ToBackend};
 use seccomp::Role;
 
 use crate::allocator;
 use crate::descriptor::{self, Wake};
 use crate::device::{Device, Opened, QueueHandler};
 use crate::heartbeat::Heartbeat;
-use crate::outbox::{Errand, Outbox};
+use crate::outbox::{Control, Errand, Outbox};
 use crate::server::{self, Server};
 use crate::threads;
 use crate::worker::Worker;
-
-type Control = Channel<FromBackend, ToBackend>;
 
 /// Is a backend of `role`: takes what `ozone` sends, opens the device with `open`, and serves it to the core until the
 /// core or `ozone` is gone.
@@ -45,7 +43,7 @@ pub fn run<D: Device>(
         return ExitCode::FAILURE;
     }
     let control = match Control::inherited() {
-        Ok(control) => control,
+        Ok(control) => Arc::new(control),
         // The machine has come to its end before this process began.
         Err(LinkError::Closed) => return ExitCode::SUCCESS,
         Err(error) => {
@@ -71,7 +69,7 @@ pub fn run<D: Device>(
 /// One launch, top to bottom; returns why the process ends.
 fn backend<D: Device>(
     role: Role,
-    control: &Control,
+    control: &Arc<Control>,
     open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
     entered: u64,
 ) -> Result<String, Fault> {
@@ -83,7 +81,8 @@ fn backend<D: Device>(
     };
     let mut laps = Laps::new(start.trace, entered);
     laps.done(Point::Told);
-    let (outbox, errands, wake) = Outbox::new().map_err(|errno| Fault::host(format!("make an eventfd: {errno}")))?;
+    let (outbox, errands, wake) =
+        Outbox::new(Arc::clone(control)).map_err(|errno| Fault::host(format!("make an eventfd: {errno}")))?;
     let Opened { device, queues } = open(start.spec, &outbox)?;
     laps.done(Point::Open);
     let device = Arc::new(device);

@@ -45,8 +45,9 @@ fn store(code: Code, address: u64, value: u32) -> Code {
     code.raw(&[0x48, 0xbb]).raw(&address.to_le_bytes()).raw(&[0xc7, 0x03]).raw(&value.to_le_bytes())
 }
 
-/// A driver that gets the first queue of the first device ready, with its used ring at `used_index`.
+/// A driver that gets the first queue of the first device ready, and leaves `used_index` in its used ring.
 fn driver(code: Code, used_index: u32) -> Code {
+    let code = store(code, USED, used_index << 16);
     let registers = [
         (0x070, 1),
         (0x070, 3),
@@ -63,13 +64,14 @@ fn driver(code: Code, used_index: u32) -> Code {
         (0x044, 1),
         (0x070, 0xf),
     ];
-    let code = registers.iter().fold(code, |code, (offset, value)| store(code, REGISTERS + offset, *value));
-    store(code, USED, used_index << 16)
+    registers.iter().fold(code, |code, (offset, value)| store(code, REGISTERS + offset, *value))
 }
 
-/// A driver that says when it is ready.
+/// A driver that says when it is ready, and puts the used ring at 7 as if the device had got there. It did not zero the ring
+/// and waits until the device has: `mov rbx, address; back: cmp dword [rbx], 0; jne back`.
 fn start() -> Code {
-    driver(Code::default(), 7).print("up")
+    let code = driver(Code::default(), 77).raw(&[0x48, 0xbb]).raw(&USED.to_le_bytes());
+    store(code.raw(&[0x83, 0x3b, 0x00, 0x75, 0xfb]), USED, 7 << 16).print("up")
 }
 
 fn reset(code: Code) -> Code {

@@ -59,7 +59,9 @@ impl Region {
         match fcntl(&file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain) {
             Ok(seals) if seals.contains(SealFlag::F_SEAL_SHRINK) && harmless.contains(seals) => {}
             _ => {
-                return absurd(String::from("a descriptor that is not memory sealed against shrinking, and no further"));
+                return absurd(String::from(
+                    "a descriptor that is not memory sealed against shrinking, and no further",
+                ));
             }
         }
         match (&file).seek(SeekFrom::End(0)) {

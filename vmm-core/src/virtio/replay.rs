@@ -118,8 +118,14 @@ impl Setup {
         }
         for (index, queue, rings) in ready {
             let Some(signals) = signals.get(index) else { continue };
-            // Before the first incarnation serves it there is nothing of ours in the ring, whatever memory says.
-            let base = if self.started.contains(&index) { used_index(memory, &queue) } else { 0 };
+            // Before the first incarnation serves it there is nothing of ours in the ring, whatever memory says: a driver need
+            // not have zeroed what is the device's to write, and a backend goes on where the index in memory is.
+            let base = if self.started.contains(&index) {
+                used_index(memory, &queue)
+            } else {
+                begin_used_ring(memory, &queue);
+                0
+            };
             frontend.set_vring_num(index, queue.size).map_err(at("SET_VRING_NUM"))?;
             frontend.set_vring_addr(index, &rings).map_err(at("SET_VRING_ADDR"))?;
             frontend.set_vring_base(index, base).map_err(at("SET_VRING_BASE"))?;
@@ -153,6 +159,14 @@ fn used_index(memory: &Memory, queue: &QueueState) -> u16 {
     let idx = queue.used.checked_add(2).map(GuestAddress);
     // The whole ring has been found in memory.
     idx.and_then(|idx| memory.load::<u16>(idx, Ordering::Acquire).ok()).map_or(0, u16::from_le)
+}
+
+/// Has the used ring begin, as it does for a device that has used nothing: its index "starts at 0" (virtio 1.2, section 2.7.8).
+fn begin_used_ring(memory: &Memory, queue: &QueueState) {
+    if let Some(idx) = queue.used.checked_add(2).map(GuestAddress) {
+        // The whole ring has been found in memory.
+        let _ = memory.store(0_u16, idx, Ordering::Release);
+    }
 }
 
 /// The rings' addresses in this process, which is how the memory table lets the backend find them.

@@ -158,6 +158,7 @@ fn a_start_after_driver_ok_begins_at_nought_whatever_memory_says() {
     assert_eq!(counter(&requests, SET_VRING_CALL), 1);
     bench.quiet();
     assert!(backend.heard().is_empty());
+    assert_eq!(bench.memory.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(), 0, "as the backend reads it");
 }
 
 #[test]
@@ -745,12 +746,12 @@ fn what_is_no_answer_to_a_message_is_none_and_no_harm() {
 fn a_queue_goes_on_if_a_backend_may_have_served_it_and_else_begins_at_nought() {
     for (last, bases) in [(SET_VRING_CALL, [0, 0]), (SET_VRING_KICK, [5, 0]), (SET_VRING_ENABLE, [5, 0])] {
         let bench = Bench::new();
-        bench.set_used_index(5);
         let mut first =
             Honest::default().start(move |request| if request.code == last { Act::Close } else { Act::Answer });
         bench.attached(&mut first);
         bench.device.start(activation(&[queue(128), queue(128)]));
         bench.lost();
+        bench.set_used_index(5);
         let mut second = Honest::default().serve();
         bench.attached(&mut second);
         let requests = second.heard();

@@ -18,6 +18,9 @@ use crate::uring::Uring;
 /// The most data buffers of a request: with header and status they fill a queue of 256 descriptors.
 const SEGMENTS: u32 = 254;
 
+/// The largest block that a driver is told of, in bytes: Linux gives a disk up whose blocks are larger than its pages.
+const LARGEST_BLOCK: u64 = 4096;
+
 /// Size of the configuration space in bytes.
 const CONFIG: usize = 60;
 
@@ -25,8 +28,10 @@ const CONFIG: usize = 60;
 pub struct Disk {
     /// The image.
     pub image: Image,
-    /// Its size in bytes: whole sectors.
+    /// Its size in bytes: whole blocks.
     pub capacity: u64,
+    /// The smallest piece that is read and written as it is, in bytes: a multiple of [`SECTOR`].
+    pub block: u64,
     /// Whether writes are refused.
     pub read_only: bool,
     /// The answer to VIRTIO_BLK_T_GET_ID, padded with zeroes.
@@ -71,7 +76,7 @@ pub fn open(spec: DeviceSpec, _outbox: &Outbox) -> Result<Opened<BlkDevice>, Fau
     id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
     let sentinel = spec.sentinel.into_fd();
     let engines = engines(&name, &image, &sentinel, spec.queues);
-    let disk = Arc::new(Disk { image, capacity, read_only: spec.read_only, id });
+    let disk = Arc::new(Disk { image, capacity, block, read_only: spec.read_only, id });
     let queue = |engine| Box::new(RequestQueue::new(Arc::clone(&disk), engine)) as Box<dyn QueueHandler>;
     let queues = engines.into_iter().map(queue).collect();
     Ok(Opened { device: BlkDevice { disk, queues: spec.queues, _sentinel: sentinel }, queues })
@@ -104,11 +109,36 @@ impl Device for BlkDevice {
         config.extend(0_u32.to_le_bytes()); // size_max, not offered
         config.extend(SEGMENTS.to_le_bytes());
         config.extend([0; 4]); // geometry, not offered
-        config.extend(u32::try_from(SECTOR).unwrap_or(0).to_le_bytes()); // blk_size
+        config.extend(u32::try_from(self.disk.block.min(LARGEST_BLOCK)).unwrap_or(0).to_le_bytes()); // blk_size
         config.extend([0; 8]); // topology, not offered
         config.extend([1, 0]); // writeback, unused0
         config.extend(self.queues.to_le_bytes());
         config.resize(CONFIG, 0);
         config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Alignment;
+
+    /// Capacity and block size as the driver is told them, of a disk of 1 MiB.
+    fn told(block: u64) -> (Vec<u8>, Vec<u8>) {
+        let mut image = Image::new(tempfile::tempfile().unwrap().into(), false, false).unwrap();
+        image.pretend(Alignment { address: 512, place: usize::try_from(block).unwrap() });
+        let disk = Arc::new(Disk { image, capacity: 1 << 20, block, read_only: false, id: [0; 20] });
+        let (_, sentinel) = std::io::pipe().unwrap();
+        let config = BlkDevice { disk, queues: 1, _sentinel: sentinel.into() }.config();
+        (config[..8].to_vec(), config[20..24].to_vec())
+    }
+
+    #[test]
+    fn the_driver_is_told_the_block_that_the_image_wants() {
+        for (block, expected) in [(512, 512_u32), (4096, 4096), (65_536, 4096)] {
+            let (capacity, block) = told(block);
+            assert_eq!(capacity, 2048_u64.to_le_bytes(), "sectors of 512 bytes, whatever the block is");
+            assert_eq!(block, expected.to_le_bytes());
+        }
     }
 }

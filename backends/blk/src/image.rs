@@ -4,12 +4,14 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::iovec;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
+
+use crate::writes::Writes;
 
 /// What is assumed where the kernel does not say what it wants (before Linux 6.1, and of some file systems), in bytes.
 const USUAL: usize = 4096;
@@ -32,8 +34,8 @@ pub struct Image {
     fd: OwnedFd,
     /// Only with O_DIRECT.
     alignment: Option<Alignment>,
-    /// Held while a block is read, changed in part and written.
-    pub rewriting: Mutex<()>,
+    /// Which writes may be under way together, with O_DIRECT.
+    pub writes: Arc<Writes>,
     /// Whether an earlier process may have left something in the page cache whose writing failed since.
     inherited: AtomicBool,
 }
@@ -45,7 +47,7 @@ impl Image {
     /// What statx(2) answers, and EINVAL for an alignment that is not worked with.
     pub fn new(fd: OwnedFd, direct: bool, successor: bool) -> nix::Result<Self> {
         let alignment = if direct { Some(alignment(fd.as_fd())?) } else { None };
-        Ok(Self { fd, alignment, rewriting: Mutex::new(()), inherited: AtomicBool::new(successor) })
+        Ok(Self { fd, alignment, writes: Arc::default(), inherited: AtomicBool::new(successor) })
     }
 
     /// The size in bytes; of a block device too.

@@ -7,6 +7,7 @@ mod queue;
 mod request;
 mod transfer;
 mod uring;
+mod writes;
 
 use std::process::ExitCode;
 

@@ -14,6 +14,7 @@ use crate::device::Disk;
 use crate::request::{Operation, Request, Status};
 use crate::transfer::{Kind, Transfer, TransferError};
 use crate::uring::{Ended, Uring};
+use crate::writes::Whole;
 
 /// How many requests are begun before the queue looks whether it is to stop.
 const BATCH: usize = 64;
@@ -95,7 +96,7 @@ impl RequestQueue {
 
     /// Begins a request; one that can be answered at once is.
     fn begin(&mut self, mut request: Request) {
-        let disk = &self.disk;
+        let disk = Arc::clone(&self.disk);
         let kind = match std::mem::replace(&mut request.operation, Operation::Flush) {
             Operation::Refuse(status) => return self.answer(request, status),
             Operation::GetId { mut data } => {
@@ -114,8 +115,16 @@ impl RequestQueue {
             return self.answer(request, Status::Ok);
         }
         let alignment = disk.image.alignment();
+        let partial = transfer.is_partial(alignment);
+        if partial {
+            // It waits for every other write.
+            self.drain();
+        } else if transfer.is_write() && alignment.is_some() {
+            let leave = self.leave_to_write(&disk);
+            transfer.admit(leave);
+        }
         let outcome = match (&mut self.engine, alignment) {
-            (_, Some(alignment)) if transfer.is_partial(Some(alignment)) => {
+            (_, Some(alignment)) if partial => {
                 let bounce = self.bounce.get_or_insert_with(|| Bounce::new(alignment));
                 self.pulse.storage(|| transfer.rewrite(&disk.image, bounce))
             }
@@ -140,6 +149,14 @@ impl RequestQueue {
             (Engine::Calls, _) => self.pulse.storage(|| transfer.carry_out(&disk.image)),
         };
         self.conclude(&transfer, request, outcome);
+    }
+
+    /// Waits, if need be, until a write of whole blocks may begin.
+    fn leave_to_write(&mut self, disk: &Disk) -> Whole {
+        disk.image.writes.try_whole().unwrap_or_else(|| {
+            self.drain();
+            self.pulse.storage(|| disk.image.writes.whole())
+        })
     }
 
     fn conclude(&mut self, transfer: &Transfer, request: Request, outcome: Result<(), TransferError>) {
@@ -204,6 +221,21 @@ impl RequestQueue {
         self.publish(ring)
     }
 
+    /// Sees to what was begun until nothing of it is under way.
+    fn drain(&mut self) {
+        self.carry_out_alone();
+        loop {
+            self.submit_and_reap();
+            let Engine::Ring(uring) = &mut self.engine else { break };
+            if uring.is_idle() {
+                break;
+            }
+            if self.pulse.storage(|| uring.wait()).is_err() {
+                self.pause();
+            }
+        }
+    }
+
     /// Hands back what has been answered.
     fn publish(&mut self, ring: &mut Ring) -> Result<(), RingError> {
         #[cfg(feature = "crash-points")]
@@ -214,25 +246,9 @@ impl RequestQueue {
         self.answered.clear();
         ring.signal()
     }
-}
 
-impl QueueHandler for RequestQueue {
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        match &self.engine {
-            Engine::Ring(ring) => vec![ring.as_fd()],
-            Engine::Calls => Vec::new(),
-        }
-    }
-
-    fn pulse(&self) -> Arc<Pulse> {
-        Arc::clone(&self.pulse)
-    }
-
-    fn start(&mut self, features: u64) {
-        self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
-    }
-
-    fn run(&mut self, ring: &mut Ring) -> Result<Next, RingError> {
+    /// Does a bounded amount of work.
+    fn serve(&mut self, ring: &mut Ring) -> Result<Next, RingError> {
         ring.quiet()?;
         let mut next = Next::Again;
         for _ in 0..BATCH {
@@ -259,19 +275,35 @@ impl QueueHandler for RequestQueue {
         self.advance(ring)?;
         Ok(if self.has_begun() { Next::Again } else { next })
     }
+}
+
+impl QueueHandler for RequestQueue {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        match &self.engine {
+            Engine::Ring(ring) => vec![ring.as_fd()],
+            Engine::Calls => Vec::new(),
+        }
+    }
+
+    fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
+    fn start(&mut self, features: u64) {
+        self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
+    }
+
+    fn run(&mut self, ring: &mut Ring) -> Result<Next, RingError> {
+        let next = self.serve(ring);
+        if next.is_err() {
+            // Nobody looks after it from here to the stop, and writes of other queues may be waiting for it.
+            self.drain();
+        }
+        next
+    }
 
     fn stop(&mut self, ring: &mut Ring) -> Result<(), RingError> {
-        self.carry_out_alone();
-        loop {
-            self.submit_and_reap();
-            let Engine::Ring(uring) = &mut self.engine else { break };
-            if uring.is_idle() {
-                break;
-            }
-            if self.pulse.storage(|| uring.wait()).is_err() {
-                self.pause();
-            }
-        }
+        self.drain();
         self.publish(ring)
     }
 }
@@ -280,8 +312,10 @@ impl QueueHandler for RequestQueue {
 #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
-    use crate::image::Image;
+    use crate::image::{Alignment, Image};
     use std::os::fd::OwnedFd;
+    use std::os::unix::fs::FileExt;
+    use virtio_backend::ring::Shape;
     use virtio_backend::{Buffers, Chain, Memory};
     use virtio_bindings::virtio_blk::VIRTIO_BLK_T_FLUSH;
     use vm_memory::{Bytes, GuestAddress};
@@ -289,7 +323,7 @@ mod tests {
     const STATUS: GuestAddress = GuestAddress(0x1000);
 
     fn disk(image: Image) -> Arc<Disk> {
-        Arc::new(Disk { image, capacity: 512, read_only: false, id: [0; 20] })
+        Arc::new(Disk { image, capacity: 1 << 20, block: 512, read_only: false, id: [0; 20] })
     }
 
     /// Has `queue` carry out a flush; returns its status.
@@ -308,6 +342,70 @@ mod tests {
         }
         queue.submit_and_reap();
         memory.read_obj(STATUS).unwrap()
+    }
+
+    /// Has `queue` begin a write of `length` bytes, each of which is `fill`.
+    fn write(queue: &mut RequestQueue, memory: &Arc<Memory>, sector: u64, length: usize, fill: u8) {
+        let data = GuestAddress(0x10000 * (u64::from(fill) + 1));
+        let header = [&1_u32.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        memory.write_slice(&header, GuestAddress(0)).unwrap();
+        memory.write_slice(&vec![fill; length], data).unwrap();
+        let buffers = || Buffers::new(Arc::clone(memory));
+        let mut chain = Chain { head: 0, readable: buffers(), writable: buffers() };
+        chain.readable.push(GuestAddress(0), 16).unwrap();
+        chain.readable.push(data, length).unwrap();
+        chain.writable.push(STATUS, 1).unwrap();
+        queue.begin(Request::parse(chain, 1 << 20).unwrap());
+    }
+
+    #[test]
+    fn a_write_of_parts_of_blocks_neither_undoes_another_nor_is_undone() {
+        for number in 0..2 {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(1 << 20).unwrap();
+            let mut image = Image::new(file.try_clone().unwrap().into(), false, false).unwrap();
+            image.pretend(Alignment { address: 512, place: 4096 });
+            let engine = engines(&image).into_iter().nth(number).unwrap();
+            let mut queue = RequestQueue::new(disk(image), engine);
+            let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x100_0000)]).unwrap());
+            // Begun, and not submitted before the third comes.
+            write(&mut queue, &memory, 0, 4096, 1);
+            write(&mut queue, &memory, 8, 8192, 2);
+            write(&mut queue, &memory, 9, 512, 3);
+            write(&mut queue, &memory, 0, 4096, 4);
+            queue.drain();
+            let mut found = vec![0; 0x3000];
+            file.read_exact_at(&mut found, 0).unwrap();
+            let expected = [(4096, 4), (512, 2), (512, 3), (7168, 2)].map(|(length, fill)| vec![fill; length]).concat();
+            assert!(found == expected, "engine {number}");
+            assert!(queue.disk.image.writes.try_whole().is_some(), "every write has been given up");
+            queue.disk.image.writes.alone(|| ());
+        }
+    }
+
+    #[test]
+    fn a_queue_that_is_given_up_holds_no_writes_of_others_up() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mut image = Image::new(file.into(), false, false).unwrap();
+        image.pretend(Alignment { address: 512, place: 4096 });
+        let [_, engine] = engines(&image);
+        let mut queue = RequestQueue::new(disk(image), engine);
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x100_0000)]).unwrap());
+        write(&mut queue, &memory, 0, 4096, 1);
+        write(&mut queue, &memory, 8, 4096, 2);
+        let shape = Shape {
+            size: 8,
+            descriptors: GuestAddress(0x2000),
+            available: GuestAddress(0x3000),
+            used: GuestAddress(0x4000),
+            next_available: 0,
+        };
+        let mut ring = Ring::new(shape, 0, Arc::clone(&memory), None, None).unwrap();
+        // More than the ring can hold.
+        memory.write_obj(9_u16, GuestAddress(0x3002)).unwrap();
+        assert!(queue.run(&mut ring).is_err());
+        assert_eq!(Arc::strong_count(&queue.disk.image.writes), 1, "writes are under way that nobody looks after");
     }
 
     fn engines(image: &Image) -> [Engine; 2] {

@@ -5,14 +5,13 @@
 #![allow(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::sync::PoisonError;
-
 use libc::iovec;
 use nix::errno::Errno;
 use virtio_backend::Buffers;
 
 use crate::bounce::Bounce;
 use crate::image::{Alignment, Image};
+use crate::writes::Whole;
 
 /// Why a transfer could not be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,12 +71,14 @@ pub struct Transfer {
     kind: Kind,
     /// What the kernel reads into or writes from instead of guest memory.
     bounce: Option<Box<Bounce>>,
+    /// Of a write past the page cache, that it may be under way.
+    leave: Option<Whole>,
 }
 
 impl Transfer {
     /// A transfer of which nothing is done.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, bounce: None }
+        Self { kind, bounce: None, leave: None }
     }
 
     /// What a message about it says.
@@ -87,6 +88,11 @@ impl Transfer {
             Kind::Write { .. } => "write",
             Kind::Flush { .. } => "flush",
         }
+    }
+
+    /// Whether it is a write.
+    pub fn is_write(&self) -> bool {
+        matches!(self.kind, Kind::Write { .. })
     }
 
     /// Whether it is a flush.
@@ -125,6 +131,11 @@ impl Transfer {
             }
             _ => false,
         }
+    }
+
+    /// Keeps `leave` for as long as there is this transfer.
+    pub fn admit(&mut self, leave: Whole) {
+        self.leave = Some(leave);
     }
 
     /// Has it go through `bounce` from its start.
@@ -208,15 +219,18 @@ impl Transfer {
         }
     }
 
-    /// Carries out a write of parts of blocks: reads the blocks, changes them and writes them, while no other such write
-    /// does the same.
+    /// Carries out a write of parts of blocks: reads the blocks, changes them and writes them, while no other write is under
+    /// way.
     ///
     /// # Errors
     /// [`TransferError`].
     pub fn rewrite(&mut self, image: &Image, bounce: &mut Bounce) -> Result<(), TransferError> {
+        image.writes.alone(|| self.rewrite_alone(image, bounce))
+    }
+
+    fn rewrite_alone(&mut self, image: &Image, bounce: &mut Bounce) -> Result<(), TransferError> {
         let Kind::Write { offset, data, durable } = &mut self.kind else { return Ok(()) };
         let flags = if *durable { libc::RWF_DSYNC } else { 0 };
-        let _alone = image.rewriting.lock().unwrap_or_else(PoisonError::into_inner);
         while !data.is_empty() {
             let inside = bounce.enclose(*offset, data.len());
             // SAFETY: the part is memory of `bounce`, which is borrowed for this alone.

@@ -395,13 +395,14 @@ fn a_successor_takes_what_was_not_handed_back() {
     let (reader, writer) = pipe().unwrap();
     let stream = || ConsoleHost::Stream { input: None, output: writer.try_clone().unwrap().into() };
     let mut console = Console::new(stream());
+    let mut pipe = File::from(reader);
     console.print(b"first ");
+    // What has been handed back is on its way to the host, and a kill would end that.
+    expect(&mut pipe, b"first ");
     console.backend.kill();
     console.backend.ended();
     // Made available while nobody serves.
     console.start_printing(b"second ");
-    let mut pipe = File::from(reader);
-    expect(&mut pipe, b"first ");
     let spec = ConsoleSpec { host: stream(), serial: None };
     let (_successor, mut frontend) = Backend::ready(EXECUTABLE, DeviceSpec::Console(spec), 2);
     negotiate(&mut frontend, &console.guest, 0);

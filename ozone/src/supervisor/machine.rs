@@ -106,8 +106,6 @@ impl<'a> Machine<'a> {
             Event::Message(place, Message::Backend(FromBackend::Resized)) if self.awaits_size(place) => {
                 return self.size_taken(place);
             }
-            // The first process of a network interface begins with what its driver does.
-            Event::Message(_, Message::Backend(FromBackend::Pairs { pairs: 1 })) => return Ok(()),
             Event::Signal(Signal::SIGPWR) => return self.send_core(&ToCore::PowerButton),
             Event::Asked(client, _) => {
                 let reason = String::from("it is starting; ask again when it runs");

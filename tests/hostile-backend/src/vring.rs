@@ -97,7 +97,12 @@ impl Vring {
                 if let Some(play) = play {
                     perform(play, queue, memory, head, [kick, call])?;
                 }
-                let written = disk::carry_out(image, name, memory, chain).ok_or("a request that is none")?;
+                let Some(written) = disk::carry_out(image, name, memory, chain) else {
+                    // What is there after an index went back was answered long ago.
+                    log::warn!("a queue has a request that is none: given up");
+                    self.queue = None;
+                    return Ok(());
+                };
                 queue.add_used(memory.as_ref(), head, written).map_err(text)?;
                 if queue.needs_notification(memory.as_ref()).map_err(text)? {
                     let _ = call.write(&1_u64.to_ne_bytes());

@@ -297,7 +297,8 @@ fn memory_that_is_none() -> Result<()> {
 fn queues_that_are_tampered_with() -> Result<()> {
     let mut stage = Stage::set(&[("used-jump", ""), ("used-back", ""), ("head-twice", ""), ("head-unknown", "")])?;
     stage.raise_the_curtain()?;
-    stage.watch("every disk was replaced", |device| device.restarts > 1)?;
+    // Linux gives a queue up for good whose used ring makes no sense: nothing more is asked of some of them.
+    stage.watch("every disk was replaced", |device| device.restarts >= 1 && device.state == "up")?;
     let found = stage.stop()?;
     ensure!(found.faults.is_clean() && found.io_errors == 0, "the honest disk: {found:?}");
     tell(&control::status(NAME)?);

@@ -107,8 +107,9 @@ fn a_transfer_survives_kills_of_its_interface() -> Result<()> {
     }
     killer.join().map_err(|_| anyhow::anyhow!("the killer panicked"))??;
     println!("{transfers} transfers in {:?}", start.elapsed());
-    let status = control::all_up(NAME)?;
-    ensure!(status.device("net0")?.restarts >= KILLS as u64, "{status:?}");
+    control::until(NAME, "every kill was made good", |status| {
+        status.device("net0").is_ok_and(|net| net.restarts >= KILLS as u64 && net.state == "up")
+    })?;
     vm.power_off()
 }
 

@@ -11,7 +11,7 @@ use oracle::Found;
 use oracle::verdict::Faults;
 use ozone_tests::host::{self, Put};
 use ozone_tests::product::Product;
-use ozone_tests::vm::{ANSWER, BOOT, Guest, Vm};
+use ozone_tests::vm::{ANSWER, Guest, Vm};
 use ozone_tests::{build, control, paths, progress, trial};
 use serde::Serialize;
 
@@ -28,13 +28,18 @@ const EXECUTABLE: &str = "ozone-blk-crash-points";
 /// The points, in the order in which a request meets them.
 const POINTS: [&str; 5] = ["fetch", "io", "element", "index", "commit"];
 
-/// How many queues a disk has, and at which passage of its point its process ends.
-const QUEUES: [(u16, u32); 2] = [(1, 37), (4, 41)];
+/// How many queues a disk has, and at which passage of its point its process ends. More passages than requests are in
+/// flight: of those that are answered together none is seen before the last, and there would be no progress. And so many
+/// that the process serves for a while before: a series of failures is waited for ever longer.
+const QUEUES: [(u16, u32); 2] = [(1, 601), (4, 701)];
+
+/// How often a process ends at its point before the next depth.
+const CRASHES: u64 = 3;
 
 const DEPTHS: [u16; 3] = [1, 8, 64];
 
-/// How long the oracle runs for each depth.
-const TIME: Duration = Duration::from_millis(1500);
+/// For so many crashes, and for the last look at every place.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Size of each disk, and of the journal's.
 const DISK: u64 = 4 << 20;
@@ -82,44 +87,46 @@ pub fn executable() -> Result<Put> {
     Ok(Put { from: target.join("x86_64-unknown-linux-gnu/release/ozone-blk"), to: host::executable(EXECUTABLE) })
 }
 
-/// Every point, with one machine for each kind of descriptor: its disks have different points and numbers of queues.
+/// Every point, with one machine for each kind of descriptor and number of queues. One that fails leaves the others be.
 pub fn run(report: &mut Report) -> Result<()> {
     let product = Product::with(&[("ozone-blk", EXECUTABLE)])?;
-    for indirect in [true, false] {
-        let kind = if indirect { "indirect" } else { "direct" };
-        eprintln!("… {} crash points with {kind} descriptors", POINTS.len() * 2 * DEPTHS.len());
-        machine(&product, indirect, report)?;
+    let mut outcome = Ok(());
+    for (queues, passage) in QUEUES {
+        for indirect in [true, false] {
+            let kind = if indirect { "indirect" } else { "direct" };
+            eprintln!("… {} crash points: {queues} queues, {kind} descriptors", POINTS.len() * DEPTHS.len());
+            outcome = outcome.and(machine(&product, queues, passage, indirect, report));
+        }
     }
-    Ok(())
+    outcome
 }
 
-fn machine(product: &Product, indirect: bool, report: &mut Report) -> Result<()> {
+fn machine(product: &Product, queues: u16, passage: u32, indirect: bool, report: &mut Report) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let journal = directory.path().join("journal");
     File::create(&journal)?.set_len(DISK)?;
     let mut guest = Guest::new()?.ozone(product.ozone()).programs(&["oracle"])?;
-    guest = guest.option("--name", NAME).option("--cpus", "4");
+    guest = guest.option("--name", NAME).option("--cpus", queues.to_string());
     guest = guest.option("--disk", format!("path={},id=journal", journal.display()));
     let mut disks = Vec::new();
-    for (queues, passage) in QUEUES {
-        for point in POINTS {
-            let id = format!("cp-{point}-{passage}{}", if indirect { "" } else { "-d" });
-            let image = directory.path().join(&id);
-            File::create(&image)?.set_len(DISK)?;
-            guest = guest.option("--disk", format!("path={},id={id},queues={queues}", image.display()));
-            disks.push((point, queues, id, image));
-        }
+    for point in POINTS {
+        let id = format!("cp-{point}-{passage}{}", if indirect { "" } else { "-d" });
+        let image = directory.path().join(&id);
+        File::create(&image)?.set_len(DISK)?;
+        guest = guest.option("--disk", format!("path={},id={id},queues={queues}", image.display()));
+        disks.push((point, id, image));
     }
     let mut vm = guest.boot()?;
-    for ((point, queues, id, image), letter) in disks.iter().zip('b'..) {
+    for ((point, id, image), letter) in disks.iter().zip('b'..) {
         for depth in DEPTHS {
             let before = control::status(NAME)?.device(id)?.clone();
-            let found = load(&mut vm, letter, depth).with_context(|| format!("{id}, depth {depth}"))?;
+            let found =
+                load(&mut vm, letter, depth, (id, before.restarts)).with_context(|| format!("{id}, depth {depth}"))?;
             let after = control::all_up(NAME)?.device(id)?.clone();
             let (faults, told) = look(image, &journal, &found)?;
             report.points.push(Point {
                 point,
-                queues: *queues,
+                queues,
                 indirect,
                 depth,
                 crashes: after.restarts - before.restarts,
@@ -140,13 +147,14 @@ fn machine(product: &Product, indirect: bool, report: &mut Report) -> Result<()>
     vm.power_off()
 }
 
-fn load(vm: &mut Vm, letter: char, depth: u16) -> Result<Found> {
-    vm.send_line(&format!(
-        "oracle run --path /dev/vd{letter} --journal /dev/vda --depth {depth} --milliseconds {}",
-        TIME.as_millis()
-    ))?;
+/// Runs the oracle until enough processes of the disk have ended.
+fn load(vm: &mut Vm, letter: char, depth: u16, (id, before): (&str, u64)) -> Result<Found> {
+    vm.send_line(&format!("oracle run --path /dev/vd{letter} --journal /dev/vda --depth {depth}"))?;
     vm.expect("oracle: running\n", ANSWER)?;
-    vm.expect_json(BOOT)
+    control::until_within(NAME, "the process met its point", PATIENCE, |status| {
+        status.device(id).is_ok_and(|device| device.restarts >= before + CRASHES)
+    })?;
+    trial::stop(vm)
 }
 
 /// The image is looked at while the machine runs: nothing is written to it, and the host's page cache is one.

@@ -213,11 +213,9 @@ impl Attendant {
             }
             return Ok(());
         }
-        let mut events = Vec::with_capacity(queues);
-        for queue in 0..queues {
-            let signals = QueueEvents::new()?;
-            (self.wire)(queue, &signals).map_err(BackendError::Host)?;
-            events.push(signals);
+        let events = QueueEvents::of_device(queues)?;
+        for (queue, signals) in events.iter().enumerate() {
+            (self.wire)(queue, signals).map_err(BackendError::Host)?;
         }
         let offer = Offer { features, queues: events };
         self.device.offer.set(offer).map_err(|_| BackendError::Absurd(String::from("two offers at once")))

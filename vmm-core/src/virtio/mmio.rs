@@ -68,8 +68,8 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Binds a queue's signals: its kick to the guest's notification, its call to the interrupt. Neither passes
-    /// through this process afterwards.
+    /// Binds a queue's signals: its kick to the guest's notification, and its call, which is that of all queues, to the
+    /// interrupt with the first. Neither passes through this process afterwards.
     ///
     /// # Errors
     /// A host fault naming the KVM call that failed.
@@ -78,8 +78,10 @@ impl Wiring {
         let notify = IoEventAddress::Mmio(self.address + register::QUEUE_NOTIFY);
         vm.register_ioevent(&events.kick, &notify, index)
             .map_err(|error| Fault::host(format!("KVM_IOEVENTFD for queue {queue}: {error}")))?;
-        vm.register_irqfd(&events.call, self.gsi)
-            .map_err(|error| Fault::host(format!("KVM_IRQFD for queue {queue}: {error}")))
+        if queue > 0 {
+            return Ok(());
+        }
+        vm.register_irqfd(&events.call, self.gsi).map_err(|error| Fault::host(format!("KVM_IRQFD: {error}")))
     }
 }
 

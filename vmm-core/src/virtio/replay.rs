@@ -132,7 +132,8 @@ impl Setup {
             // One that has the signals already has lost none since its queues stopped, and looks at a ring that is
             // enabled of itself; while it lives, a write of ours could wait for it.
             if !incarnation.given.contains(&index) {
-                signals.renew().map_err(BackendError::Descriptor)?;
+                // The call is given with the first queue, and is the backend's from then on.
+                signals.renew(incarnation.given.is_empty()).map_err(BackendError::Descriptor)?;
                 incarnation.given.push(index);
             }
             frontend.set_vring_call(index, &signals.call).map_err(at("SET_VRING_CALL"))?;

@@ -16,21 +16,24 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub struct QueueEvents {
     /// From the guest to the backend: bound to the notification register by an ioeventfd.
     pub kick: EventFd,
-    /// From the backend to the guest: bound to the interrupt by an irqfd.
+    /// From the backend to the guest: bound to the interrupt by an irqfd. It is the same eventfd for all queues of a device:
+    /// they share an edge-triggered interrupt, and of several irqfds on one such the kernel may swallow an edge that falls
+    /// between the rise and the fall of another's (Linux, ioapic_set_irq).
     pub call: EventFd,
 }
 
 impl QueueEvents {
-    /// Two new ones, not signalled.
+    /// Those of `count` queues of a device, not signalled.
     ///
     /// # Errors
     /// What eventfd(2) answers.
-    pub fn new() -> io::Result<Self> {
+    pub fn of_device(count: usize) -> io::Result<Vec<Self>> {
         let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK);
-        Ok(Self { kick: event()?, call: event()? })
+        let call = event()?;
+        (0..count).map(|_| Ok(Self { kick: event()?, call: call.try_clone()? })).collect()
     }
 
-    /// Signals both exactly once and undoes what an earlier holder did to them. It never waits, provided that no other
+    /// Signals the kick, and the call if it `is_first` of the device's queues to be given away, exactly once, and undoes what an earlier holder did to them. It never waits, provided that no other
     /// process holds them: the caller sees to that.
     ///
     /// The kick stands for all that the driver did while nobody listened, the call for what an earlier incarnation put
@@ -38,8 +41,9 @@ impl QueueEvents {
     ///
     /// # Errors
     /// What fcntl(2) and write(2) answer.
-    pub fn renew(&self) -> io::Result<()> {
-        for event in [&self.kick, &self.call] {
+    pub fn renew(&self, is_first: bool) -> io::Result<()> {
+        let call = is_first.then_some(&self.call);
+        for event in std::iter::once(&self.kick).chain(call) {
             // SAFETY: the number is that of an open descriptor, which `event` owns for longer than this borrow lasts.
             let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
             fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -57,7 +61,7 @@ mod tests {
 
     #[test]
     fn what_a_hostile_holder_left_is_undone() {
-        let signals = QueueEvents::new().unwrap();
+        let signals = QueueEvents::of_device(1).unwrap().remove(0);
         for event in [&signals.kick, &signals.call] {
             // SAFETY: as above.
             let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
@@ -65,7 +69,7 @@ mod tests {
             event.write(u64::MAX - 1).unwrap();
         }
         // A write would wait for ever here.
-        signals.renew().unwrap();
+        signals.renew(true).unwrap();
         assert_eq!(signals.kick.read().unwrap(), 1);
         assert_eq!(signals.call.read().unwrap(), 1);
         assert_eq!(signals.call.read().unwrap_err().kind(), io::ErrorKind::WouldBlock);

@@ -328,9 +328,13 @@ fn a_reset_stops_the_queues_of_a_backend_that_lives() {
     let requests = backend.heard();
     assert_eq!(codes(&requests)[requests.len() - 2..], [GET_VRING_BASE, GET_VRING_BASE]);
     // The same process holds the signals: they are given again, but whoever wrote to one now would wait for it.
-    for file in requests.iter().flat_map(|request| &request.files).filter(|file| is_event(file)) {
+    let events: Vec<_> = requests.iter().flat_map(|request| &request.files).filter(|file| is_event(file)).collect();
+    for mut file in events.iter().copied() {
+        // The call is that of both queues: the second write finds it full.
+        let _ = file.write(&(u64::MAX - 2).to_ne_bytes());
+    }
+    for file in events {
         fcntl(file, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-        (&*file).write_all(&(u64::MAX - 2).to_ne_bytes()).unwrap();
     }
     bench.device.start(activation(&[queue(128), queue(128)]));
     bench.quiet();

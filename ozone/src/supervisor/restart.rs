@@ -175,17 +175,14 @@ impl<'a> Machine<'a> {
     /// The core says that it has lost a backend whose process had ended in good order a moment before: it did so because the
     /// core let go of it, which is no good order.
     pub(super) fn lost_after_all(&mut self, place: usize, cause: String) -> Result<(), Ending> {
-        let now = Instant::now();
+        let restarts = self.spec_of(place).is_some_and(|spec| spec.policy.restart != Restart::Never);
         let Some(device) = self.device(place) else { return Ok(()) };
         let Some(loss) = device.loss.as_mut().filter(|loss| loss.orderly) else { return Ok(()) };
         (loss.orderly, loss.cause, loss.told) = (false, cause, false);
-        let delay = loss.delay;
-        if let State::Waiting { until, .. } = &mut device.state
-            && until.is_none()
-            && self.spec_of(place).is_some_and(|spec| spec.policy.restart != Restart::Never)
-            && let Some(State::Waiting { until, .. }) = self.device(place).map(|device| &mut device.state)
+        if let State::Waiting { until: until @ None, .. } = &mut device.state
+            && restarts
         {
-            *until = Some(now + delay);
+            *until = Some(Instant::now() + loss.delay);
         }
         Ok(())
     }

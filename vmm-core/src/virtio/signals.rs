@@ -60,6 +60,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn all_queues_have_one_call_and_each_its_kick() {
+        let signals = QueueEvents::of_device(2).unwrap();
+        let [first, second] = &signals[..] else { panic!("{signals:?}") };
+        first.call.write(1).unwrap();
+        assert_eq!(second.call.read().unwrap(), 1);
+        first.kick.write(1).unwrap();
+        assert_eq!(second.kick.read().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
     fn what_a_hostile_holder_left_is_undone() {
         let signals = QueueEvents::of_device(1).unwrap().remove(0);
         for event in [&signals.kick, &signals.call] {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use ozone_tests::harness::Test;
@@ -184,13 +185,16 @@ fn arguments_with(guest: &Guest, console: &str) -> Result<Vec<OsString>> {
 }
 
 /// Talks to a guest that takes commands, through any stream, until it powers off.
-fn converse(mut stream: impl Read + Write) -> Result<()> {
+fn converse(mut stream: impl Read + Write + AsFd) -> Result<()> {
     stream.write_all(b"echo got $((40 + 2))\n")?;
     let mut seen = String::new();
     let mut block = [0; 1024];
     let deadline = Instant::now() + BOOT;
     while !seen.contains("got 42") {
-        ensure!(Instant::now() < deadline, "awaited 'got 42'; seen: {seen}");
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
+        ensure!(ready > 0, "awaited 'got 42' for {BOOT:?}; seen: {seen:?}");
         let count = stream.read(&mut block).context("read")?;
         ensure!(count > 0, "the console closed; seen: {seen}");
         seen.push_str(&String::from_utf8_lossy(&block[..count]));

@@ -10,7 +10,8 @@ use ozone_tests::tool;
 use ozone_tests::vm::{ANSWER, Guest};
 
 /// The tests of this file.
-pub const TESTS: [Test; 6] = [
+pub const TESTS: [Test; 7] = [
+    Test::host("disk::every_number_of_devices_boots", every_number_of_devices_boots),
     Test::host("disk::a_write_survives_a_second_boot", a_write_survives_a_second_boot),
     Test::host("disk::a_read_only_disk_refuses_writes", a_read_only_disk_refuses_writes),
     Test::host("disk::what_the_guest_writes_is_in_the_image", what_the_guest_writes_is_in_the_image),
@@ -60,6 +61,25 @@ fn what_the_guest_writes_is_in_the_image() -> Result<()> {
     let mut text = [0; 14];
     File::open(image.path())?.read_exact_at(&mut text, AT)?;
     ensure!(&text == b"from the guest", "{text:?}");
+    Ok(())
+}
+
+/// Whatever interrupts the slots have, up to the last of the board.
+fn every_number_of_devices_boots() -> Result<()> {
+    // With the console 4 to 15, the interrupts of the first three being those of every other test.
+    for count in [3, 7, 8, 9, 10, 14] {
+        let images = (0..count).map(|_| tempfile::NamedTempFile::new()).collect::<Result<Vec<_>, _>>()?;
+        let mut guest = Guest::new()?;
+        for image in &images {
+            image.as_file().set_len(1 << 20)?;
+            guest = guest.option("--disk", format!("path={}", image.path().display()));
+        }
+        let mut vm = guest.boot().with_context(|| format!("{count} disks"))?;
+        let read = "dd if=$disk of=/dev/null bs=4096 count=4 iflag=direct 2>/dev/null";
+        vm.guest(&format!("(for disk in /dev/vd?; do {read} || exit 1; done)"))?;
+        ensure!(vm.guest("ls /dev/vd? | wc -l")?.trim() == count.to_string(), "{count} disks");
+        vm.power_off()?;
+    }
     Ok(())
 }
 

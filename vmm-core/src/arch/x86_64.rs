@@ -11,7 +11,10 @@ mod vcpu_state;
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    CpuId, KVM_IOAPIC_NUM_PINS, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_pit_config,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use protocol::Fault;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -34,6 +37,23 @@ pub struct Platform {
     pub power_button: EventFd,
 }
 
+/// Every interrupt to the pin of its number of the I/O APIC, and to nothing else.
+///
+/// KVM's own routes lead the first 16 to the legacy interrupt controller as well, which no guest of this board programs
+/// (its MADT does not have one): an interrupt of a device there would reach the guest as an exception.
+fn io_apic_routes() -> Result<KvmIrqRouting, Fault> {
+    let route = |pin: u32| kvm_irq_routing_entry {
+        gsi: pin,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin },
+        },
+        ..Default::default()
+    };
+    let routes: Vec<_> = (0..KVM_IOAPIC_NUM_PINS).map(route).collect();
+    KvmIrqRouting::from_entries(&routes).map_err(|error| Fault::internal(format!("interrupt routes: {error:?}")))
+}
+
 /// Makes the in-kernel interrupt controllers and the timer. Before any vCPU.
 ///
 /// # Errors
@@ -43,6 +63,8 @@ pub fn prepare_vm(vm: &VmFd) -> Result<(), Fault> {
     vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(|error| failed("KVM_SET_IDENTITY_MAP_ADDR", error))?;
     vm.set_tss_address(layout::TASK_STATE).map_err(|error| failed("KVM_SET_TSS_ADDR", error))?;
     vm.create_irq_chip().map_err(|error| failed("KVM_CREATE_IRQCHIP", error))?;
+    let routes = io_apic_routes()?;
+    vm.set_gsi_routing(&routes).map_err(|error| failed("KVM_SET_GSI_ROUTING", error))?;
     // The speaker's port is answered by the kernel: guests poll it while they calibrate.
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(|error| failed("KVM_CREATE_PIT2", error))

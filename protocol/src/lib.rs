@@ -5,6 +5,7 @@
 //! and descriptors, [`message`] names them, [`device`] describes the devices, [`fault`] is the one form in which any
 //! process reports why it cannot go on, [`trace`] says when a launch did what, and [`process`] and [`log`](mod@log) are what every jailed process does first.
 
+mod allocator;
 pub mod device;
 pub mod fault;
 pub mod link;

@@ -8,13 +8,14 @@ use std::thread;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
+use crate::allocator;
 use crate::fault::Fault;
 
 /// The exit status of a process that met a defect of its own.
 pub const PANICKED: i32 = 101;
 
-/// Has forbidden system calls reported, takes the process name from the first argument, forbids core dumps and ptrace by the same user, and asks for
-/// `on_parent_death` when `ozone` dies.
+/// Keeps the allocator to one heap, has forbidden system calls reported, takes the process name from the first argument,
+/// forbids core dumps and ptrace by the same user, and asks for `on_parent_death` when `ozone` dies.
 ///
 /// It is called first thing in `main`, before the set-up filter: `execve` has just reset all of them (prctl(2),
 /// PR_SET_DUMPABLE and PR_SET_PDEATHSIG). Should `ozone` have died already, the control socket reads as closed.
@@ -22,6 +23,7 @@ pub const PANICKED: i32 = 101;
 /// # Errors
 /// What sigaction(2) or prctl(2) answers.
 pub fn enter(on_parent_death: Signal) -> io::Result<()> {
+    allocator::one_heap();
     seccomp::forbidden::report()?;
     // The standard library's way out of a panic makes calls that no run table has, and would look like an attack.
     panic::set_hook(Box::new(|defect| {

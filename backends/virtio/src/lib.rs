@@ -9,7 +9,6 @@
 //! Everything that comes from the core or the guest is taken as hostile: a request that makes no sense is refused, a
 //! ring that makes no sense latches its queue as failed, and neither ends the process nor disturbs another queue.
 
-mod allocator;
 pub mod buffers;
 pub mod chain;
 #[cfg(feature = "crash-points")]

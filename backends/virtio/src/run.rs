@@ -13,7 +13,6 @@ use protocol::trace::{Laps, Point, now};
 use protocol::{DeviceSpec, Fault, FromBackend, LinkError, ToBackend};
 use seccomp::Role;
 
-use crate::allocator;
 use crate::descriptor::{self, Wake};
 use crate::device::{Device, Opened, QueueHandler};
 use crate::heartbeat::Heartbeat;
@@ -32,7 +31,6 @@ pub fn run<D: Device>(
     open: impl FnOnce(DeviceSpec, &Outbox) -> Result<Opened<D>, Fault>,
 ) -> ExitCode {
     let entered = now();
-    allocator::one_heap();
     protocol::log::install();
     if let Err(error) = protocol::process::enter(on_parent_death) {
         log::error!("prepare the process: {error}");

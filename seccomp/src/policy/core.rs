@@ -3,17 +3,15 @@
 use libc::{
     F_ADD_SEALS as LIBC_F_ADD_SEALS, F_DUPFD_CLOEXEC as LIBC_F_DUPFD_CLOEXEC, F_GET_SEALS as LIBC_F_GET_SEALS,
     F_GETFD as LIBC_F_GETFD, F_SETFD as LIBC_F_SETFD, F_SETFL as LIBC_F_SETFL, FD_CLOEXEC as LIBC_FD_CLOEXEC,
-    MADV_DONTNEED, MAP_ANONYMOUS, O_NONBLOCK as LIBC_O_NONBLOCK, PROT_EXEC, SEEK_END as LIBC_SEEK_END,
-    SIGUSR1 as LIBC_SIGUSR1, SYS_brk, SYS_clock_gettime, SYS_close, SYS_eventfd2, SYS_exit_group, SYS_fcntl, SYS_fstat,
-    SYS_ftruncate, SYS_futex, SYS_getpid, SYS_gettid, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_memfd_create, SYS_mmap,
-    SYS_mprotect, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigreturn,
+    O_NONBLOCK as LIBC_O_NONBLOCK, SEEK_END as LIBC_SEEK_END, SIGUSR1 as LIBC_SIGUSR1, SYS_brk, SYS_clock_gettime,
+    SYS_close, SYS_eventfd2, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_getpid, SYS_gettid,
+    SYS_ioctl, SYS_lseek, SYS_memfd_create, SYS_pread64, SYS_read, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigreturn,
     SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_tgkill, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
 use crate::policy::CoreThread;
 
-const NO_EXEC: u32 = PROT_EXEC.unsigned_abs();
 const F_GETFD: u32 = LIBC_F_GETFD.unsigned_abs();
 const F_DUPFD_CLOEXEC: u32 = LIBC_F_DUPFD_CLOEXEC.unsigned_abs();
 const F_GET_SEALS: u32 = LIBC_F_GET_SEALS.unsigned_abs();
@@ -30,7 +28,6 @@ const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
 const KVMIO: u32 = 0xae00;
 const IOCTL_TYPE: u32 = 0xff00;
 const F_ADD_SEALS: u32 = LIBC_F_ADD_SEALS.unsigned_abs();
-const ANONYMOUS: u32 = MAP_ANONYMOUS.unsigned_abs();
 const SIGUSR1: u32 = LIBC_SIGUSR1.unsigned_abs();
 
 /// Until the vCPUs start: the machine is made.
@@ -55,15 +52,7 @@ pub const ALL: &[Rule] = &[
     allow(SYS_restart_syscall, "a timed wait goes on after SIGSTOP and SIGCONT"),
     allow(SYS_sched_yield, "the standard library's queues back off"),
     allow(SYS_clock_gettime, "deadlines, where the clock cannot be read in user space"),
-    allow(SYS_brk, "the heap grows"),
-    allow_if(
-        SYS_mmap,
-        &[Check::Without(2, NO_EXEC), Check::Masked(3, ANONYMOUS, ANONYMOUS)],
-        "the heap grows by mappings, of no file",
-    ),
-    allow_if(SYS_mprotect, &[Check::Without(2, NO_EXEC)], "heap of a thread grows"),
-    allow(SYS_munmap, "heap given back"),
-    allow_if(SYS_madvise, &[Check::Equals(2, MADV_DONTNEED.unsigned_abs())], "heap given back"),
+    allow(SYS_brk, "the heap grows: by this alone, nothing is mapped"),
     allow(SYS_rt_sigreturn, "return from the handler of the signal that brings a vCPU out of the guest"),
     allow(SYS_exit_group, "end of the process"),
 ];

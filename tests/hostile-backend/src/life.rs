@@ -11,7 +11,6 @@ use seccomp::Role;
 use crate::image::Image;
 use crate::play::{Launch, Play, Serving};
 use crate::server::{Next, Server};
-use crate::sys;
 
 type Control = Channel<FromBackend, ToBackend>;
 
@@ -20,7 +19,6 @@ const WAVE: u64 = 200;
 
 /// From the first instruction to the end.
 pub fn live() -> Result<(), String> {
-    sys::one_heap();
     protocol::log::install();
     protocol::process::enter(Signal::SIGKILL).map_err(|error| error.to_string())?;
     seccomp::install_setup(Role::Blk).map_err(|error| error.to_string())?;

@@ -6,15 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
-/// Keeps the C library's allocator to brk(2): no filter lets it map memory. Called first, by the only thread.
-pub fn one_heap() {
-    // SAFETY: it only sets parameters of the allocator.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-    }
-}
-
 /// Reads at an offset, by the call that the filters allow.
 pub fn read_at(file: impl AsFd, bytes: &mut [u8], offset: i64) -> nix::Result<usize> {
     let part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };

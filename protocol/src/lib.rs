@@ -8,6 +8,7 @@
 mod allocator;
 pub mod device;
 pub mod fault;
+mod faults;
 pub mod link;
 pub mod log;
 pub mod message;

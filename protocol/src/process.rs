@@ -10,11 +10,12 @@ use nix::sys::signal::Signal;
 
 use crate::allocator;
 use crate::fault::Fault;
+use crate::faults;
 
 /// The exit status of a process that met a defect of its own.
 pub const PANICKED: i32 = 101;
 
-/// Keeps the allocator to one heap, has forbidden system calls reported, takes the process name from the first argument,
+/// Keeps the allocator to one heap, has forbidden system calls reported and faults of the processor end it, takes the process name from the first argument,
 /// forbids core dumps and ptrace by the same user, and asks for `on_parent_death` when `ozone` dies.
 ///
 /// It is called first thing in `main`, before the set-up filter: `execve` has just reset all of them (prctl(2),
@@ -25,6 +26,7 @@ pub const PANICKED: i32 = 101;
 pub fn enter(on_parent_death: Signal) -> io::Result<()> {
     allocator::one_heap();
     seccomp::forbidden::report()?;
+    faults::end_the_process()?;
     // The standard library's way out of a panic makes calls that no run table has, and would look like an attack.
     panic::set_hook(Box::new(|defect| {
         log::error!("panic, a defect of ozone: {defect}");

@@ -6,39 +6,36 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod child;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use child::{Child, OWN, PATIENCE, enter, inherited, spawn_as};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::sys::wait::WaitStatus;
-use nix::unistd::{Uid, pipe2};
-use ozone::jail::{self, Entering, Identity, JailError, Plan, limits};
+use nix::unistd::Uid;
+use ozone::jail::{Identity, JailError};
 use ozone::process::Process;
 use protocol::{DeviceId, DeviceKind};
-use seccomp::{CoreThread, Role};
+use seccomp::Role;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-const OWN: u32 = 0x7000_0000 + 63 * 64 + 7;
 const ORDINARY: u32 = 65534;
 
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
     if name == "blk/disk0" {
         return probe();
-    }
-    if let Some(role) = Role::ALL.into_iter().find(|role| name.split('/').next() == Some(&role.to_string())) {
-        return offender(role);
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
@@ -52,10 +49,6 @@ fn main() -> ExitCode {
         test(&format!("an ordinary user's child is as confined{own}"), child_as_user).with_ignored_flag(!root),
         test("an ordinary user's child, from that user", child_in_user_namespace).with_ignored_flag(root),
         test(&format!("the launch filter ends a child at a call outside of its table{own}"), launch_filter)
-            .with_ignored_flag(!root),
-        test(&format!("every thread's forbidden call is reported, at any time{own}"), forbidden_calls)
-            .with_ignored_flag(!root),
-        test(&format!("a forbidden call of x32 ends a child without a report{own}"), foreign_call)
             .with_ignored_flag(!root),
         test(&format!("a failing step is named with its errno{own}"), failing_step).with_ignored_flag(!root),
         test(&format!("uid 0 and uid -1 are refused{own}"), never_root).with_ignored_flag(!root),
@@ -97,89 +90,11 @@ fn probe() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The child that becomes one of `role` as the product does, and then makes a forbidden call where it is told to.
-fn offender(role: Role) -> ExitCode {
-    if protocol::process::enter(Signal::SIGKILL).is_err() || seccomp::install_setup(role).is_err() {
-        return ExitCode::from(100);
-    }
-    let mut command = [0; 64];
-    let Ok(length) = File::from(inherited()).read(&mut command) else { return ExitCode::from(101) };
-    let command = String::from_utf8_lossy(&command[..length]).into_owned();
-    if command == "set-up" {
-        forbidden_call();
-    }
-    if command == "handler" {
-        ignore_reports();
-    }
-    let (go, gate) = std::sync::mpsc::channel::<()>();
-    let wait_and_offend = move || {
-        if gate.recv().is_ok() {
-            forbidden_call();
-        }
-    };
-    let kind = CoreThread::ALL.into_iter().find(|kind| command == kind.to_string());
-    let confine = move || {
-        let confined = kind.map_or(Ok(()), seccomp::install_core_thread);
-        confined.map_err(|error| protocol::Fault::host(error.to_string()))
-    };
-    let started = protocol::process::spawn_prepared("offender", confine, wait_and_offend);
-    let confined =
-        if role == Role::Core { seccomp::install_core_thread(CoreThread::Main) } else { seccomp::install_run(role) };
-    if started.is_err() || confined.is_err() {
-        return ExitCode::from(102);
-    }
-    match command.as_str() {
-        "main thread" => forbidden_call(),
-        "x32" => foreign(),
-        _ => {
-            let _ = go.send(());
-            loop {
-                std::thread::park();
-            }
-        }
-    }
-    ExitCode::from(103)
-}
-
-fn forbidden_call() {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let _ = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None);
-}
-
-/// The same call by the number that x32 gives it (Linux `arch/x86/include/uapi/asm/unistd.h`).
-#[allow(unsafe_code)]
-fn foreign() {
-    // SAFETY: numbers only.
-    unsafe { nix::libc::syscall(nix::libc::SYS_socket | 0x4000_0000, 2, 1, 0) };
-}
-
-#[allow(unsafe_code)]
-fn ignore_reports() {
-    // SAFETY: nothing is handled.
-    let _ = unsafe { nix::sys::signal::signal(Signal::SIGSYS, nix::sys::signal::SigHandler::SigIgn) };
-}
-
-fn inherited() -> OwnedFd {
-    // Through the standard streams' number 0 (the null device) nothing can be read, so the control socket is duplicated by
-    // the one safe way there is: from a descriptor borrowed as a raw number by nix.
-    #[allow(unsafe_code)]
-    // SAFETY: the jail leaves a descriptor 3, and this is called once.
-    unsafe {
-        std::os::fd::FromRawFd::from_raw_fd(3)
-    }
-}
-
 /// A filter that leaves everything but swapon(2) alone: the probe has to try what the product's filters end it for.
 fn wide_filter() -> BpfProgram {
     let rules = BTreeMap::from([(nix::libc::SYS_swapon, Vec::new())]);
     let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::KillProcess, arch).unwrap().try_into().unwrap()
-}
-
-struct Child {
-    jailed: jail::Jailed,
-    control: UnixStream,
-    log: OwnedFd,
 }
 
 fn disk() -> Process {
@@ -188,69 +103,6 @@ fn disk() -> Process {
 
 fn spawn(identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailError> {
     spawn_as(disk(), Role::Blk, identity, filters)
-}
-
-fn spawn_as(process: Process, role: Role, identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailError> {
-    let (entering, control, log) = enter(process, role, identity, filters, None)?;
-    Ok(Child { jailed: entering.wait(Duration::from_secs(20))?, control, log })
-}
-
-/// A child that was cloned and is on its way, its control channel, and its log.
-fn enter(
-    process: Process,
-    role: Role,
-    identity: Identity,
-    filters: Vec<BpfProgram>,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> Result<(Entering, UnixStream, OwnedFd), JailError> {
-    let null = File::options().read(true).write(true).open("/dev/null").unwrap();
-    let executable = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
-    let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
-    let (control, theirs) = UnixStream::pair().unwrap();
-    control.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let plan = Plan {
-        process,
-        executable: executable.as_fd(),
-        identity,
-        cgroup,
-        limits: limits::for_role(role, 128 << 20),
-        filters,
-        null: null.as_fd(),
-        log: log_end.as_fd(),
-        control: theirs.as_fd(),
-        trace: false,
-    };
-    Ok((jail::spawn(&plan)?, control, log))
-}
-
-impl Child {
-    /// What the child said about itself.
-    fn report(&mut self) -> BTreeMap<String, String> {
-        let mut text = Vec::new();
-        let mut byte = [0];
-        while self.control.read(&mut byte).unwrap() == 1 && byte[0] != 0 {
-            text.push(byte[0]);
-        }
-        assert!(!text.is_empty(), "the child said nothing, and on its log: {}", self.log_text());
-        let text = String::from_utf8(text).unwrap();
-        text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect()
-    }
-
-    fn log_text(&self) -> String {
-        let mut bytes = [0; 4096];
-        let length = nix::unistd::read(&self.log, &mut bytes).unwrap_or(0);
-        String::from_utf8_lossy(&bytes[..length]).into_owned()
-    }
-
-    fn proc(&self, name: &str) -> String {
-        format!("/proc/{}/{name}", self.jailed.pid())
-    }
-
-    fn status(&self, key: &str) -> String {
-        let text = fs::read_to_string(self.proc("status")).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim));
-        line.unwrap_or_else(|| panic!("no {key} in {text}")).replace('\t', " ")
-    }
 }
 
 /// Everything that holds in either way of making the jail.
@@ -361,52 +213,8 @@ fn launch_filter() -> Result<(), Failed> {
     let mut rest = Vec::new();
     let _ = child.control.read_to_end(&mut rest);
     assert!(rest.is_empty(), "the probe got through: {}", String::from_utf8_lossy(&rest));
-    let status = child.jailed.reap(Instant::now() + Duration::from_secs(20));
+    let status = child.jailed.reap(Instant::now() + PATIENCE);
     assert!(matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGSYS, _))), "{status:?}");
-    Ok(())
-}
-
-/// How a child of `role` ends that is told to offend in a certain way, and what it says.
-fn end_of(role: Role, command: &str) -> Result<(Option<WaitStatus>, String), Failed> {
-    let device = DeviceId::try_from("offender".to_owned())?;
-    let process = match role {
-        Role::Core => Process::Core,
-        Role::Blk => Process::Backend { kind: DeviceKind::Blk, device },
-        Role::Net => Process::Backend { kind: DeviceKind::Net, device },
-        Role::Console => Process::Backend { kind: DeviceKind::Console, device },
-    };
-    let mut child = spawn_as(process, role, Identity::Own(OWN), seccomp::launch_filters(role)?)?;
-    child.control.write_all(command.as_bytes())?;
-    let status = child.jailed.reap(Instant::now() + Duration::from_secs(20));
-    Ok((status, child.log_text()))
-}
-
-fn is_sigsys(status: Option<WaitStatus>) -> bool {
-    matches!(status, Some(WaitStatus::Signaled(_, Signal::SIGSYS, _)))
-}
-
-fn forbidden_calls() -> Result<(), Failed> {
-    let expect = |role: Role, command: &str, call: &str| -> Result<(), Failed> {
-        let (status, log) = end_of(role, command)?;
-        let line = format!("error forbidden system call {call}, architecture 0xc000003e\n");
-        assert!(is_sigsys(status) && log == line, "{role} {command}: {status:?}, {log}");
-        Ok(())
-    };
-    for role in Role::ALL {
-        for command in ["set-up", "main thread", "another thread"] {
-            expect(role, command, "41 (socket)")?;
-        }
-        expect(role, "handler", "13 (rt_sigaction)")?;
-    }
-    for kind in CoreThread::ALL {
-        expect(Role::Core, &kind.to_string(), "41 (socket)")?;
-    }
-    Ok(())
-}
-
-fn foreign_call() -> Result<(), Failed> {
-    let (status, log) = end_of(Role::Blk, "x32")?;
-    assert!(is_sigsys(status) && log.is_empty(), "{status:?}, {log}");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 mod audit;
 mod boot;
+mod canary;
 mod cgroup;
 mod console;
 mod cost;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         &cost::TESTS,
         &trace::TESTS,
         &cgroup::TESTS,
+        &canary::TESTS,
         &restart::TESTS,
         &restart_commands::TESTS,
         &restart_guest::TESTS,

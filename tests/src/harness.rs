@@ -94,6 +94,12 @@ impl Test {
         Self { needs: Needs::Local, ..Self::host(name, run) }
     }
 
+    /// Its name: the file it is in, and what it shows.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Another deadline than three minutes.
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {

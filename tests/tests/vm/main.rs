@@ -8,6 +8,7 @@ mod cgroup;
 mod console;
 mod cost;
 mod disk;
+mod documents;
 mod hostile;
 mod hostile_backend;
 mod input;
@@ -25,14 +26,20 @@ mod traces;
 
 use std::process::ExitCode;
 
-use ozone_tests::harness;
+use ozone_tests::harness::{self, Test};
 
 fn main() -> ExitCode {
-    let tests = [
+    harness::main(&tests())
+}
+
+/// Every test.
+fn tests() -> Vec<Test> {
+    [
         the_host::TESTS.as_slice(),
         &audit::TESTS,
         &boot::TESTS,
         &disk::TESTS,
+        &documents::TESTS,
         &net::TESTS,
         &console::TESTS,
         &lifecycle::TESTS,
@@ -49,6 +56,5 @@ fn main() -> ExitCode {
         &restart_guest::TESTS,
         &restart_late::TESTS,
     ]
-    .concat();
-    harness::main(&tests)
+    .concat()
 }

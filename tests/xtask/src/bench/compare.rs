@@ -9,6 +9,9 @@ use super::noise::{Mark, Noise};
 use super::row::{Figure, Row};
 use super::stats::Values;
 
+/// How often a contender is tried before it is left out.
+const ATTEMPTS: u32 = 3;
+
 /// What a suite is given.
 pub struct Context {
     /// How many runs count; one more is made first and dropped.
@@ -52,13 +55,21 @@ impl Context {
         }
     }
 
+    /// Notes that something failed: all of it in the log, its first line below the table.
+    fn failed(&self, what: &str, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        eprintln!("… {what}: {text}");
+        let first = text.lines().next().unwrap_or_default();
+        self.lacks(format!("{what}: {}", first.trim_end_matches("; last seen:")));
+    }
+
     /// The partners that were not there.
     pub fn into_missing(self) -> Vec<String> {
         self.missing.into_inner()
     }
 
-    /// Measures the contenders in turns. One that fails is tried once more: an emulated host loses a guest now and then. One
-    /// that fails twice running is left out from then on. Both are said below the table.
+    /// Measures the contenders in turns. One that fails is tried again: an emulated host loses a guest now and then. One
+    /// that fails [`ATTEMPTS`] times running is left out from then on. Both are said below the table.
     ///
     /// # Errors
     /// Only when /proc cannot be read.
@@ -70,8 +81,9 @@ impl Context {
             for (contender, values, noise, works) in entries.iter_mut().filter(|(.., works)| *works) {
                 let mut mark = Mark::now()?;
                 let mut outcome = (contender.measure)();
-                if let Err(error) = &outcome {
-                    self.lacks(format!("{}: a run that was made again: {error:#}", contender.name));
+                for _ in 1..ATTEMPTS {
+                    let Err(error) = &outcome else { break };
+                    self.failed(&format!("{}: a run that was made again", contender.name), error);
                     mark = Mark::now()?;
                     outcome = (contender.measure)();
                 }
@@ -83,7 +95,7 @@ impl Context {
                     Ok(_) => {}
                     Err(error) => {
                         *works = false;
-                        self.lacks(format!("{}: {error:#}", contender.name));
+                        self.failed(&contender.name, &error);
                     }
                 }
             }
@@ -113,9 +125,9 @@ mod tests {
             })
         };
         let context = Context::new(2, None, false);
-        let contenders = vec![contender("a", &[]), contender("b", &[1, 2]), contender("c", &[2])];
+        let contenders = vec![contender("a", &[]), contender("b", &[1, 2, 3]), contender("c", &[2])];
         let rows = context.compare(contenders).unwrap();
-        assert_eq!(*order.borrow(), "abbcaccac");
+        assert_eq!(*order.borrow(), "abbbcaccac");
         assert_eq!(rows.iter().map(|row| (row.name.as_str(), row.min)).collect::<Vec<_>>(), [("a", 2.0), ("c", 3.0)]);
         let again =
             ["b: a run that was made again: none here", "b: none here", "c: a run that was made again: none here"];

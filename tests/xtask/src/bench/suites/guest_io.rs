@@ -102,27 +102,30 @@ fn measure(vmm: Vmm, qemu: &Path, files: &GuestFiles, disks: &Disks, port: u16) 
     let mut command = vmm.command(qemu, files, disks);
     let mut vm = Vm::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     vm.expect("ozone-guest: ready\n", PATIENCE)?;
-    guest(&mut vm, MOUNT)?;
-    guest(&mut vm, "dd if=/dev/vdc of=/load bs=1M 2>/dev/null && chmod +x /load")?;
-    guest(&mut vm, &format!("chroot /root {}", disk::command("/dev/vda", "/tmp/1")))?;
+    guest(&mut vm, "mounts", MOUNT)?;
+    guest(&mut vm, "the load program", "dd if=/dev/vdc of=/load bs=1M 2>/dev/null && chmod +x /load")?;
+    guest(&mut vm, "fio", &format!("chroot /root {}", disk::command("/dev/vda", "/tmp/1")))?;
     if vmm != Vmm::Ozone {
         tool::output(Command::new("ip").args(["addr", "add", &format!("{HOST}/24"), "dev", TAP]))?;
         tool::output(Command::new("ip").args(["link", "set", TAP, "up"]))?;
     }
-    guest(&mut vm, &format!("ip link set eth0 up && ip addr add {GUEST}/24 dev eth0"))?;
-    guest(&mut vm, &format!("chroot /root {}", network::command(HOST, Way::FromGuest, "/tmp/2")))?;
-    guest(&mut vm, &format!("chroot /root {}", network::command(HOST, Way::ToGuest, "/tmp/3")))?;
-    guest(&mut vm, &format!("/load stream --to {HOST}:{port} --milliseconds {MILLISECONDS} > /root/tmp/4"))?;
+    guest(&mut vm, "its address", &format!("ip link set eth0 up && ip addr add {GUEST}/24 dev eth0"))?;
+    let iperf3 = |way, report| format!("chroot /root {}", network::command(HOST, way, report));
+    guest(&mut vm, "iperf3 from the guest", &iperf3(Way::FromGuest, "/tmp/2"))?;
+    guest(&mut vm, "iperf3 to the guest", &iperf3(Way::ToGuest, "/tmp/3"))?;
+    let stream = format!("/load stream --to {HOST}:{port} --milliseconds {MILLISECONDS} > /root/tmp/4");
+    guest(&mut vm, "round trips", &stream)?;
     // A serial port takes seconds for what a disk takes at once.
-    guest(&mut vm, "cat /root/tmp/[1234] | dd of=/dev/vda bs=64k conv=fsync 2>/dev/null")?;
+    guest(&mut vm, "reports", "cat /root/tmp/[1234] | dd of=/dev/vda bs=64k conv=fsync 2>/dev/null")?;
     vm.send_line("poweroff -f")?;
     vm.expect_exit(0, PATIENCE)?;
     figures(data)
 }
 
-fn guest(vm: &mut Vm, line: &str) -> Result<()> {
-    let (status, output) = vm.command(line, PATIENCE)?;
-    anyhow::ensure!(status == 0, "in the guest: {line}: exit status {status}\n{output}");
+/// One command in the guest; `what` is what it is for.
+fn guest(vm: &mut Vm, what: &str, line: &str) -> Result<()> {
+    let (status, output) = vm.command(line, PATIENCE).with_context(|| format!("{what} in the guest"))?;
+    anyhow::ensure!(status == 0, "{what} in the guest: exit status {status}\n{line}\n{output}");
     Ok(())
 }
 

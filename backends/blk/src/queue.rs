@@ -250,11 +250,10 @@ impl RequestQueue {
     /// Does a bounded amount of work.
     fn serve(&mut self, ring: &mut Ring) -> Result<Next, RingError> {
         ring.quiet()?;
-        let mut next = Next::Again;
+        let (mut next, mut full) = (Next::Again, false);
         for _ in 0..BATCH {
             if !self.has_room() {
-                // The end of a transfer is what to wait for, not a kick.
-                next = Next::Wait;
+                full = true;
                 break;
             }
             let Some(chain) = ring.pop()? else {
@@ -273,6 +272,11 @@ impl RequestQueue {
             }
         }
         self.advance(ring)?;
+        if full && !self.has_room() {
+            // The end of a transfer is what to wait for, not a kick: the driver was asked for none. Had all of them come to
+            // their end by now, nothing would wake this thread any more.
+            next = Next::Wait;
+        }
         Ok(if self.has_begun() { Next::Again } else { next })
     }
 }
@@ -406,6 +410,35 @@ mod tests {
         memory.write_obj(9_u16, GuestAddress(0x3002)).unwrap();
         assert!(queue.run(&mut ring).is_err());
         assert_eq!(Arc::strong_count(&queue.disk.image.writes), 1, "writes are under way that nobody looks after");
+    }
+
+    #[test]
+    fn a_queue_that_was_full_does_not_wait_for_what_is_over() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let image = Image::new(file.into(), false, false).unwrap();
+        let [_, engine] = engines(&image);
+        let mut queue = RequestQueue::new(disk(image), engine);
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x100_0000)]).unwrap());
+        let shape = Shape {
+            size: 256,
+            descriptors: GuestAddress(0x2000),
+            available: GuestAddress(0x4000),
+            used: GuestAddress(0x5000),
+            next_available: 0,
+        };
+        let mut ring = Ring::new(shape, 1 << 29, Arc::clone(&memory), None, None).unwrap();
+        while queue.has_room() {
+            write(&mut queue, &memory, 0, 512, 1);
+        }
+        // The driver's next request; a kick comes for it only if one was asked for.
+        memory.write_obj(1_u16, GuestAddress(0x4002)).unwrap();
+        let next = queue.run(&mut ring);
+        let Engine::Ring(uring) = &queue.engine else { panic!() };
+        assert!(
+            !uring.is_idle() || !matches!(next, Ok(Next::Wait)),
+            "nothing is under way, and a request is there that nobody will kick for"
+        );
     }
 
     fn engines(image: &Image) -> [Engine; 2] {

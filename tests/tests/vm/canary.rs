@@ -31,7 +31,7 @@ fn machine() -> Result<Vm> {
     let mut vm = Guest::new()?.boot()?;
     let [first, second] = CANARY;
     // The shell puts the parts together; the file is in the guest's memory.
-    vm.guest(&format!("a={first}; b={second}; echo $a$b > /tmp/canary; grep -c $a$b /tmp/canary"))?;
+    vm.guest(&format!("a={first}; b={second}; echo $a$b > /canary; grep -c $a$b /canary"))?;
     Ok(vm)
 }
 

@@ -167,7 +167,9 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     }
 
     fn over(socket: OwnedFd) -> Result<Self, (LinkError, OwnedFd)> {
-        if let Err(error) = send(socket.as_fd(), &Hello { version: VERSION, features: Vec::new() }, MsgFlags::empty()) {
+        // The first message of a socket has room whoever is at the other end; ozone waits for nobody even so.
+        let hello = Hello { version: VERSION, features: Vec::new() };
+        if let Err(error) = send(socket.as_fd(), &hello, MsgFlags::MSG_DONTWAIT) {
             return Err((error, socket));
         }
         Ok(Self { socket, greeted: AtomicBool::new(false), direction: PhantomData })

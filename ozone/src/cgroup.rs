@@ -14,6 +14,7 @@ use nix::unistd::geteuid;
 use protocol::{Fault, FaultKind};
 
 use crate::control::message::Usage;
+use crate::landlock::{Domain, Right};
 use crate::report;
 use crate::spec::VmSpec;
 use crate::spec::limits::{Key, MOUNT, parse_list};
@@ -40,6 +41,9 @@ const JAILED: &str = "jailed";
 
 /// Where the controllers for the groups in a group are.
 const SUBTREE: &str = "cgroup.subtree_control";
+
+/// Who is in a group.
+const PROCS: &str = "cgroup.procs";
 
 /// What an ordinary user can do.
 const SCOPE: &str = "'systemd-run --user --scope -p Delegate=yes ozone run …'";
@@ -222,16 +226,23 @@ impl Cgroups {
         Some(leaf.directory.as_fd())
     }
 
+    /// What is read, written and removed while the machine runs, and at its end.
+    ///
+    /// # Errors
+    /// See [`Domain::allow`].
+    pub fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
+        self.groups.as_ref().map_or(Ok(()), |groups| groups.allow(domain))
+    }
+
     /// Moves `ozone` into its leaf, if it is not there.
     ///
     /// This takes the kernel some 10 ms, in which it waits for all processors of the host (percpu_down_write), so it is
-    /// done when the guest runs. What killed machines have left is removed on this occasion, too.
+    /// done when the guest runs.
     pub fn enter(&self) {
         let Some(groups) = &self.groups else { return };
         if let Err(error) = groups.enter() {
             report::say(&format!("ozone stays in the cgroup that it was started in: {error}"));
         }
-        groups.sweep();
     }
 
     /// What the machine uses; nothing if it has no groups.
@@ -279,7 +290,23 @@ impl Groups {
         let (leaves, inside) = (Vec::new(), Cell::new(false));
         let mut groups = Self { place, parent, machine, name, jailed: None, leaves, inside };
         groups.fill(&plan)?;
+        groups.sweep();
         Ok(groups)
+    }
+
+    fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
+        domain.allow(&self.machine, Right::ReadFile | Right::WriteFile | Right::ReadDir | Right::RemoveDir)?;
+        domain.allow(&self.parent, Right::RemoveDir)?;
+        match self.place.parent {
+            Parent::Common => domain.allow(&self.place.root, Right::RemoveDir)?,
+            Parent::Own(_) => self.parent.allow(domain, SUBTREE, Right::ReadFile | Right::WriteFile)?,
+            Parent::Given(_) => {}
+        }
+        // Where `ozone` goes back to.
+        for place in self.place.origin.iter().chain([&self.place.root]) {
+            place.allow(domain, PROCS, Right::WriteFile.into())?;
+        }
+        Ok(())
     }
 
     /// Makes the leaves and writes every value.
@@ -490,8 +517,7 @@ fn remove(parent: &Directory, directory: &Directory, name: &str, deadline: Insta
 
 /// Moves this process into a group.
 fn join(directory: &Directory) -> Result<(), CgroupError> {
-    let procs = "cgroup.procs";
-    directory.write(procs, "0").map_err(|errno| file("write to", directory.path_of(procs), errno))
+    directory.write(PROCS, "0").map_err(|errno| file("write to", directory.path_of(PROCS), errno))
 }
 
 /// Enables controllers in the last group of a chain from the root, and above it as far as need be. Answers those wished for

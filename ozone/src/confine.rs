@@ -9,8 +9,9 @@ use nix::unistd::geteuid;
 use protocol::Fault;
 
 /// What is kept, and what for (capabilities(7)). Each child gives up these as well, in its jail.
-const KEPT: [(Capability, &str); 6] = [
-    (Capability::CAP_SYS_ADMIN, "a child's namespaces, mounts and root"),
+const KEPT: [(Capability, &str); 7] = [
+    (Capability::CAP_SYS_ADMIN, "a child's namespaces"),
+    (Capability::CAP_SYS_CHROOT, "a child enters the mount namespace with the empty root"),
     (Capability::CAP_SETUID, "a child's uid"),
     (Capability::CAP_SETGID, "a child's gid, and no supplementary groups"),
     (Capability::CAP_SETPCAP, "a child's bounding set and securebits"),

@@ -17,17 +17,22 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, pipe2};
 use seccompiler::BpfProgram;
 
+use protocol::Fault;
 use protocol::trace::now;
 
 use crate::process::Process;
 
 mod clone;
+mod ground;
 pub mod limits;
+mod procfs;
 pub mod steps;
 mod sys;
+mod user;
 
+pub use ground::{Ground, Layers};
 use limits::Limit;
-use steps::{Planned, Report};
+use steps::Report;
 
 /// Who the child is to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,15 @@ pub enum Identity {
     },
 }
 
+/// Where a child's empty root comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Root<'a> {
+    /// A mount namespace that holds nothing else, made once for all children ([`Ground`]).
+    Made(BorrowedFd<'a>),
+    /// The child makes it of a copy of the host's mounts.
+    Fresh,
+}
+
 /// Everything that is decided about one child before it exists.
 #[derive(Debug)]
 pub struct Plan<'a> {
@@ -52,6 +66,12 @@ pub struct Plan<'a> {
     pub executable: BorrowedFd<'a>,
     /// Who it is to the host.
     pub identity: Identity,
+    /// What the kernel offers.
+    pub layers: Layers,
+    /// Where its root comes from.
+    pub root: Root<'a>,
+    /// A `/proc` of the pid namespace that `ozone` is in, where a process writes its own user map.
+    pub proc: BorrowedFd<'a>,
     /// The directory of the control group that it is born in; without one it is in that of `ozone`.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Its resource limits.
@@ -95,6 +115,14 @@ pub enum JailError {
         /// What clone3(2) says.
         errno: Errno,
     },
+    /// What all children share could not be made.
+    #[error("empty root for all jails: {step}: {errno}{}", steps::remedy(.step, *.errno))]
+    Ground {
+        /// The step's name.
+        step: &'static str,
+        /// What the system call says.
+        errno: Errno,
+    },
     /// A step failed in the child.
     #[error("jail of {process}: {step}: {errno}{}", steps::remedy(.step, *.errno))]
     Step {
@@ -113,6 +141,12 @@ pub enum JailError {
         /// How long it was waited for.
         after: Duration,
     },
+}
+
+impl From<JailError> for Fault {
+    fn from(error: JailError) -> Self {
+        Fault::host(error.to_string())
+    }
 }
 
 fn clone_remedy(errno: Errno) -> &'static str {
@@ -139,7 +173,8 @@ pub struct Entering {
 #[derive(Debug)]
 pub struct Progress {
     process: Process,
-    steps: Vec<Planned>,
+    /// The names of the steps.
+    steps: Vec<&'static str>,
     status: File,
     /// When the last step was done, if a trace is wanted.
     last: u64,
@@ -169,18 +204,20 @@ pub fn spawn(plan: &Plan<'_>) -> Result<Entering, JailError> {
     let process = || plan.process.clone();
     // The child runs ordinary code, the allocator included, between clone3 and execveat. That is sound exactly when
     // no other thread can be in the middle of anything at the moment of the clone.
-    let threads = clone::threads();
+    let threads = procfs::threads(plan.proc);
     if threads != 1 {
         return Err(JailError::Threads { process: process(), threads });
     }
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| JailError::Pipe { process: process(), errno })?;
     let steps = steps::list(plan);
     let cloned = if plan.trace { now() } else { 0 };
-    let child = || steps::run(plan, &steps, writer.as_fd());
+    let names = steps.iter().map(|planned| planned.step.name()).collect();
+    let child = || steps::run(plan.trace, &steps, writer.as_fd());
     let (pid, pidfd) = clone::into_namespaces(steps::namespaces(plan), plan.cgroup, child)
         .map_err(|errno| JailError::Clone { process: process(), errno })?;
     let jailed = Jailed { pid, pidfd, status: None, steps: Vec::new() };
-    let progress = Progress { process: process(), steps, status: File::from(reader), last: cloned, done: Vec::new() };
+    let progress =
+        Progress { process: process(), steps: names, status: File::from(reader), last: cloned, done: Vec::new() };
     Ok(Entering { jailed, progress })
 }
 
@@ -224,7 +261,7 @@ impl Progress {
             };
             let step = match index.checked_sub(1) {
                 None => "clone3",
-                Some(index) => self.steps.get(index).map_or("an unknown step", |planned| planned.step.name()),
+                Some(index) => self.steps.get(index).copied().unwrap_or("an unknown step"),
             };
             if let Some(errno) = errno {
                 return Some(Err(JailError::Step { process: self.process.clone(), step, errno }));

@@ -9,6 +9,7 @@ pub mod control;
 pub mod exit;
 pub mod ioctl;
 pub mod jail;
+pub mod landlock;
 pub mod notify;
 pub mod process;
 pub mod report;

@@ -13,6 +13,7 @@ use ozone::control::client;
 use ozone::control::message::{Answer, Request};
 use ozone::control::server::Server;
 use ozone::exit::{self, Ending};
+use ozone::jail::Ground;
 use ozone::notify::Notify;
 use ozone::report;
 use ozone::resources::{self, Resources, terminal};
@@ -80,8 +81,12 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     let start = trace.now();
     let cgroups = Cgroups::make(&spec)?;
     trace.done(start, &"make cgroups");
+    let start = trace.now();
+    let ground = Ground::make(uids.identity(0))?;
+    trace.done(start, &"make empty root");
     resources.announce(&spec);
     uids.announce();
+    ground.announce();
     confine::confine()?;
     let tallies = Tallies::new(spec.devices.len());
     let mut setting = Setting {
@@ -89,6 +94,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
         spec: &spec,
         resources: &resources,
         uids: &uids,
+        ground: &ground,
         cgroups: &cgroups,
         signals: &signals,
         server: server.as_ref(),

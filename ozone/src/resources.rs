@@ -18,6 +18,7 @@ use nix::unistd::pipe2;
 use protocol::{BlkSpec, ConsoleSpec, DeviceKind, DeviceSpec, Fault, FaultKind, NetSpec};
 
 use crate::ioctl;
+use crate::landlock::{self, Domain, Right};
 use crate::process::Process;
 use crate::report;
 use crate::spec::{DeviceConfig, Given, Tap, VmSpec, size};
@@ -217,6 +218,26 @@ impl Resources {
             devices.extend(host);
         }
         Ok(Self { kvm, kernel, initrd, null: null.into(), devices, executables })
+    }
+
+    /// What is opened again for a device's next process, or removed at the end.
+    ///
+    /// # Errors
+    /// See [`Domain::allow`].
+    pub fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
+        let Executables { core, devices } = &self.executables;
+        for executable in devices.iter().map(|(_, executable)| executable).chain([core]) {
+            domain.allow(executable, landlock::execution())?;
+        }
+        for device in &self.devices {
+            match device {
+                HostDevice::Disk(image) if image.read_only => domain.allow(image, Right::ReadFile)?,
+                HostDevice::Disk(image) => domain.allow(image, Right::ReadFile | Right::WriteFile)?,
+                HostDevice::Console(console::Place::Socket(listener)) => listener.allow(domain)?,
+                HostDevice::Net(_) | HostDevice::Console(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// The executable of a process.

@@ -15,7 +15,7 @@ use protocol::{Boot, Fault, FaultKind, FromBackend, FromCore, LinkError, Slot, T
 use crate::cgroup::Cgroups;
 use crate::control::server::Server;
 use crate::exit::Ending;
-use crate::jail::JailError;
+use crate::jail::{Ground, JailError};
 use crate::notify::Notify;
 use crate::process::Process;
 use crate::resources::{ResourceError, Resources};
@@ -103,6 +103,8 @@ pub struct Setting<'a> {
     pub resources: &'a Resources,
     /// The users of its processes.
     pub uids: &'a Uids,
+    /// What their jails stand on.
+    pub ground: &'a Ground,
     /// The control groups of its processes.
     pub cgroups: &'a Cgroups,
     /// Signals to `ozone`.

@@ -16,6 +16,7 @@ use nix::unistd::{getegid, geteuid};
 use protocol::Fault;
 
 use crate::jail::Identity;
+use crate::landlock::Domain;
 use crate::report;
 use crate::runtime::{self, RuntimeError};
 
@@ -90,6 +91,17 @@ impl Uids {
     pub fn announce(&self) {
         if let Self::Caller { uid, .. } = self {
             report::say(&format!("without root every process runs as uid {uid}, each in a user namespace of its own"));
+        }
+    }
+
+    /// The file of claims is removed at the end, if nobody else uses it.
+    ///
+    /// # Errors
+    /// See [`Domain::allow`].
+    pub fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
+        match self {
+            Self::Slot(slot) => domain.allow_to_remove(&slot.directory),
+            Self::Caller { .. } => Ok(()),
         }
     }
 

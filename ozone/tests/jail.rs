@@ -17,14 +17,16 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use child::{Child, OWN, PATIENCE, enter, inherited, spawn_as};
+use child::{Child, OWN, PATIENCE, awaited, enter, enter_with, ground, inherited, spawn_as};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Uid;
-use ozone::jail::{Identity, JailError};
+use ozone::jail::{Identity, JailError, Layers};
 use ozone::process::Process;
 use protocol::{DeviceId, DeviceKind};
 use seccomp::Role;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     // What cannot be tried here is shown as ignored, with the reason in its name, never as passed.
     let own = if root { "" } else { " (needs root)" };
     let unified = if cgroup_mount().is_some() && root { "" } else { " (needs root and cgroup v2)" };
+    let landlock = if ozone::landlock::is_available() && root { "" } else { " (needs root and Landlock)" };
     let test = |name: &str, body: fn() -> Result<(), Failed>| Trial::test(name, body);
     let tests = vec![
         test(&format!("a jailed child finds nothing and holds nothing{own}"), child_as_root).with_ignored_flag(!root),
@@ -55,6 +58,11 @@ fn main() -> ExitCode {
         test(&format!("nothing of the host is mounted by making jails{own}"), host_mounts).with_ignored_flag(!root),
         test(&format!("a child is born in its control group{unified}"), born_in_its_group)
             .with_ignored_flag(cgroup_mount().is_none() || !root),
+        test(&format!("nothing can be opened beneath a descriptor's directory{landlock}"), beneath_a_directory)
+            .with_ignored_flag(!landlock.is_empty()),
+        test(&format!("a child is as confined where the kernel has fewer layers{own}"), fewer_layers)
+            .with_ignored_flag(!root),
+        test(&format!("no two children share a namespace{own}"), siblings).with_ignored_flag(!root),
         test("a second thread is refused", second_thread),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -78,6 +86,10 @@ fn probe() -> ExitCode {
     say("create", errno(File::create("/file").map(drop)));
     say("mkdir", errno(fs::create_dir("/directory")));
     say("proc", errno(File::open("/proc/self/status").map(drop)));
+    let beneath = openat(std::io::stdin(), "file", OFlag::O_RDONLY, Mode::empty());
+    say("beneath", errno(beneath.map(drop).map_err(Into::into)));
+    say("securebits", securebits());
+    say("parent death", format!("{:?}", nix::sys::prctl::get_pdeathsig()));
     let result = nix::mount::mount(None::<&str>, "/", Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>);
     say("mount", errno(result.map_err(Into::into)));
     say("pid", std::process::id().to_string());
@@ -90,9 +102,16 @@ fn probe() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+#[allow(unsafe_code)]
+fn securebits() -> String {
+    // SAFETY: numbers only.
+    let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) };
+    format!("{bits:#x}")
+}
+
 /// A filter that leaves everything but swapon(2) alone: the probe has to try what the product's filters end it for.
 fn wide_filter() -> BpfProgram {
-    let rules = BTreeMap::from([(nix::libc::SYS_swapon, Vec::new())]);
+    let rules = BTreeMap::from([(libc::SYS_swapon, Vec::new())]);
     let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::KillProcess, arch).unwrap().try_into().unwrap()
 }
@@ -105,14 +124,27 @@ fn spawn(identity: Identity, filters: Vec<BpfProgram>) -> Result<Child, JailErro
     spawn_as(disk(), Role::Blk, identity, filters)
 }
 
-/// Everything that holds in either way of making the jail.
+const NAMESPACES: [&str; 8] = ["pid", "mnt", "net", "ipc", "uts", "cgroup", "time", "user"];
+
+/// Everything that holds in either way of making the jail, on a host with every layer.
 fn confined(child: &mut Child) {
+    in_jail(child, "-1");
+    for namespace in NAMESPACES {
+        let theirs = fs::read_link(child.proc(&format!("ns/{namespace}"))).unwrap();
+        let ours = fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap();
+        assert_ne!(theirs, ours, "{namespace}");
+    }
+}
+
+/// What holds whatever the kernel offers; in a Landlock domain the root cannot even be listed.
+fn in_jail(child: &mut Child, entries: &str) {
     let said = child.report();
     let said = |key: &str| said.get(key).map(String::as_str);
     assert_eq!(said("args"), Some("1"));
     assert_eq!(said("env"), Some("0"), "the environment is empty");
-    assert_eq!(said("entries"), Some("0"), "the root is empty");
-    assert_eq!(said("parent"), Some("0"), "there is nothing above it");
+    assert_eq!(said("entries"), Some(entries), "the root is empty");
+    assert_eq!(said("parent"), Some(entries), "there is nothing above it");
+    assert_eq!(fs::read_dir(child.proc("root")).unwrap().count(), 0);
     for attempt in ["create", "mkdir"] {
         assert!(
             matches!(said(attempt), Some(errno) if errno.starts_with("EROFS") || errno.starts_with("EACCES")),
@@ -133,11 +165,9 @@ fn confined(child: &mut Child) {
     assert_eq!(child.status("Seccomp"), "2");
     assert_eq!(child.status("SigBlk"), "0000000000000000");
 
-    for namespace in ["pid", "mnt", "net", "ipc", "uts", "cgroup"] {
-        let theirs = fs::read_link(child.proc(&format!("ns/{namespace}"))).unwrap();
-        let ours = fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap();
-        assert_ne!(theirs, ours, "{namespace}");
-    }
+    // Everything locked but the keeping of capabilities, which is off (capabilities(7), linux/securebits.h).
+    assert_eq!(said("securebits"), Some("0xeb"));
+    assert_eq!(said("parent death"), Some("Ok(Some(SIGKILL))"));
     let mounts = fs::read_to_string(child.proc("mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
     for property in [" / / ", "ro,", "nosuid", "nodev", "noexec", "tmpfs"] {
@@ -172,10 +202,58 @@ fn child_as_root() -> Result<(), Failed> {
     let _leaked = leak();
     let mut child = spawn(Identity::Own(OWN), vec![wide_filter()])?;
     confined(&mut child);
+    own_user(&child);
+    for map in ["uid_map", "gid_map"] {
+        let map = fs::read_to_string(child.proc(map)).unwrap();
+        assert_eq!(map.split_whitespace().collect::<Vec<_>>(), [&OWN.to_string(), &OWN.to_string(), "1"]);
+    }
+    assert_eq!(fs::read_to_string(child.proc("setgroups"))?, "deny\n");
+    Ok(())
+}
+
+fn own_user(child: &Child) {
     let id = format!("{OWN} {OWN} {OWN} {OWN}");
     assert_eq!(child.status("Uid"), id);
     assert_eq!(child.status("Gid"), id);
     assert_eq!(child.status("Groups"), "");
+}
+
+fn beneath_a_directory() -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    fs::write(directory.path().join("file"), "of the host")?;
+    fs::set_permissions(directory.path().join("file"), fs::Permissions::from_mode(0o644))?;
+    let held = File::open(directory.path())?;
+    let all = ground(Identity::Own(OWN)).layers();
+    // Without Landlock the mode lets everyone in, which shows what it is that keeps the child out.
+    for (landlock, expected) in [(false, "allowed"), (true, "EACCES: Permission denied")] {
+        let (handed, filters) = ((held.as_fd(), Layers { landlock, ..all }), vec![wide_filter()]);
+        let mut child = awaited(enter_with(disk(), Role::Blk, Identity::Own(OWN), filters, None, handed)?)?;
+        assert_eq!(child.report().get("beneath").map(String::as_str), Some(expected), "Landlock: {landlock}");
+    }
+    Ok(())
+}
+
+fn fewer_layers() -> Result<(), Failed> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let handed = (null.as_fd(), Layers { time: false, user: false, landlock: false });
+    let mut child = awaited(enter_with(disk(), Role::Blk, Identity::Own(OWN), vec![wide_filter()], None, handed)?)?;
+    in_jail(&mut child, "0");
+    own_user(&child);
+    for namespace in ["time", "user"] {
+        let theirs = fs::read_link(child.proc(&format!("ns/{namespace}")))?;
+        assert_eq!(theirs, fs::read_link(format!("/proc/self/ns/{namespace}"))?, "{namespace}");
+    }
+    Ok(())
+}
+
+fn siblings() -> Result<(), Failed> {
+    let children =
+        [spawn(Identity::Own(OWN), vec![wide_filter()])?, spawn(Identity::Own(OWN + 1), vec![wide_filter()])?];
+    for namespace in NAMESPACES {
+        let [one, other] = children.each_ref().map(|child| fs::read_link(child.proc(&format!("ns/{namespace}"))));
+        assert_ne!(one?, other?, "{namespace}");
+    }
     Ok(())
 }
 

@@ -865,8 +865,8 @@ fn confined() -> Result<(), Failed> {
     run.children(3);
     let status = fs::read_to_string(format!("/proc/{}/status", run.pid()))?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
-    // DAC_OVERRIDE, KILL, SETGID, SETUID, SETPCAP and SYS_ADMIN (linux/capability.h).
-    let kept = format!("{:016x}", 1_u64 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 21);
+    // DAC_OVERRIDE, KILL, SETGID, SETUID, SETPCAP, SYS_CHROOT and SYS_ADMIN (linux/capability.h).
+    let kept = format!("{:016x}", 1_u64 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 18 | 1 << 21);
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
         assert_eq!(field(set), kept, "{set}");
     }

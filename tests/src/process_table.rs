@@ -9,9 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 /// The namespaces that a jailed process has to itself.
-pub const PROMISED_NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
-
-const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+pub const PROMISED_NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
 /// A memfd mapping of this size or more is guest memory; the smaller ones are a process's own.
 const GUEST_MEMORY_KIB: u64 = 1024;
@@ -87,7 +85,7 @@ pub fn read(root: i32) -> Result<Vec<Process>> {
     }
     seen.keys()
         .map(|pid| {
-            let own = NAMESPACES
+            let own = PROMISED_NAMESPACES
                 .into_iter()
                 .filter(|name| {
                     let mine = seen.get(pid).and_then(|it| it.get(name));
@@ -180,7 +178,7 @@ fn parent(stat: &str) -> Option<i32> {
 }
 
 fn namespaces(directory: &Path) -> Result<BTreeMap<&'static str, PathBuf>> {
-    NAMESPACES
+    PROMISED_NAMESPACES
         .into_iter()
         .map(|name| {
             let link = directory.join("ns").join(name);

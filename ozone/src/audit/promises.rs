@@ -109,8 +109,8 @@ pub fn of_child(role: Role, facts: &Facts, around: Around<'_>) -> Vec<Finding> {
 }
 
 /// The capabilities that `ozone` may have once its machine runs (capabilities(7)), by number: CAP_DAC_OVERRIDE, CAP_KILL,
-/// CAP_SETGID, CAP_SETUID, CAP_SETPCAP and CAP_SYS_ADMIN.
-const OF_OZONE: u64 = 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 21;
+/// CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT and CAP_SYS_ADMIN.
+const OF_OZONE: u64 = 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 18 | 1 << 21;
 
 /// Everything about `ozone` itself, which is not jailed: what it is, and the little that it promises.
 pub fn of_ozone(around: Around<'_>) -> Vec<Finding> {

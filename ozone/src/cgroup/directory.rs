@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::landlock::{BitFlags, Domain, Right};
 use crate::runtime;
 
 /// The longest file that is read, in bytes: those of a group with many processes or block devices.
@@ -101,6 +102,14 @@ impl Directory {
     /// Whether the caller may write to a file in it.
     pub fn may_write(&self, name: &str) -> bool {
         self.descriptor(Path::new(name), OFlag::O_WRONLY).is_ok()
+    }
+
+    /// Gives rights on one file in it back in a Landlock domain.
+    ///
+    /// # Errors
+    /// See [`Domain::allow`]; what openat2(2) says.
+    pub fn allow(&self, domain: &mut Domain, name: &str, rights: BitFlags<Right>) -> Result<(), Errno> {
+        domain.allow(self.descriptor(Path::new(name), OFlag::O_PATH)?, rights)
     }
 
     /// Whether a file in it, which has words, has this one.

@@ -18,6 +18,7 @@ use nix::unistd::geteuid;
 use protocol::{Channel, Fault, LinkError};
 
 use super::message::{Answer, Request};
+use crate::landlock::Domain;
 use crate::runtime::{self, RuntimeError};
 
 /// The most clients at a time that have said nothing.
@@ -132,6 +133,14 @@ impl Server {
             next: Cell::default(),
             rests: Cell::default(),
         })
+    }
+
+    /// The socket is removed at the end, with the directories that nobody else uses.
+    ///
+    /// # Errors
+    /// See [`Domain::allow`].
+    pub fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
+        self.path.ancestors().nth(3).map_or(Ok(()), |base| domain.allow_to_remove(base))
     }
 
     /// What to watch for new clients; nothing while there is no room for one.

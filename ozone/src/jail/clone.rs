@@ -28,11 +28,6 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// How many threads this process has; 0 when /proc cannot say.
-pub(super) fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
-}
-
 /// CLONE_INTO_CGROUP (clone(2)), which does not fit the type that the C library's header has for flags.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 

@@ -65,14 +65,25 @@ pub(super) fn reset_signals() -> Result<(), Errno> {
 
 /// A new tmpfs with no room for anything, read-only, mounted nowhere yet.
 pub(super) fn empty_tmpfs() -> Result<OwnedFd, Errno> {
-    let context = fsopen(c"tmpfs")?;
     // One page and one inode: the root directory itself. Zero would mean without limit (tmpfs(5)).
-    fsconfig(&context, libc::FSCONFIG_SET_STRING as c_uint, Some((c"size", c"4096")))?;
-    fsconfig(&context, libc::FSCONFIG_SET_STRING as c_uint, Some((c"nr_inodes", c"1")))?;
-    fsconfig(&context, libc::FSCONFIG_SET_STRING as c_uint, Some((c"mode", c"0555")))?;
+    let options = [(c"size", c"4096"), (c"nr_inodes", c"1"), (c"mode", c"0555")];
+    new_mount(c"tmpfs", &options, libc::MOUNT_ATTR_RDONLY)
+}
+
+/// A new procfs with processes alone, those of this process's pid namespace: nothing of the kernel's settings is in it
+/// (proc(5), `subset=pid`, Linux 5.8). It is mounted nowhere.
+pub(super) fn processes() -> Result<OwnedFd, Errno> {
+    new_mount(c"proc", &[(c"subset", c"pid")], 0)
+}
+
+/// A mount of a new file system that is mounted nowhere, and lives as long as its descriptor.
+fn new_mount(filesystem: &CStr, options: &[(&CStr, &CStr)], attributes: u64) -> Result<OwnedFd, Errno> {
+    let context = fsopen(filesystem)?;
+    for option in options {
+        fsconfig(&context, libc::FSCONFIG_SET_STRING as c_uint, Some(*option))?;
+    }
     fsconfig(&context, libc::FSCONFIG_CMD_CREATE as c_uint, None)?;
-    let attributes =
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let attributes = attributes | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     // SAFETY: numbers only (fsmount(2)).
     let mount =
         answer(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })?;

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,6 +20,7 @@ use protocol::ConsoleHost;
 
 use super::terminal::Terminal;
 use super::{ResourceError, reopen, said};
+use crate::landlock::{Domain, Right};
 use crate::spec::file::ConsoleFile;
 
 /// How long a listener may take to go: the console of a machine that has just been killed is about to.
@@ -56,6 +58,14 @@ pub struct Listener {
     path: PathBuf,
     /// Device and inode of the file, so that another's is never removed.
     file: (u64, u64),
+}
+
+impl Listener {
+    /// Its file is removed at the end.
+    pub(super) fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
+        let directory = self.path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        domain.allow_at(directory.unwrap_or(Path::new(".")), Right::RemoveFile)
+    }
 }
 
 impl Drop for Listener {

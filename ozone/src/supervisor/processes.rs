@@ -98,13 +98,6 @@ impl Child {
         (!self.ended).then(|| self.jailed.pid().as_raw())
     }
 
-    /// Whether a debugger holds it: its time does not count then (proc_pid_status(5), TracerPid).
-    pub fn is_traced(&self) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.jailed.pid())).unwrap_or_default();
-        let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
-        tracer.is_some_and(|tracer| tracer.trim() != "0")
-    }
-
     /// Adds its way through the jail to a trace.
     pub fn trace(&self, trace: &Trace) {
         trace.jailed(self.jailed.pid(), &self.process, self.jailed.steps());

@@ -6,6 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use protocol::{DeviceId, FromBackend, ToBackend, ToCore};
 
 use super::device::{CORE_PATIENCE, Device, Loss, READY_PATIENCE, State};
@@ -90,7 +91,7 @@ impl<'a> Machine<'a> {
                 let _ = self.processes.send_backend(place, &ToBackend::Ping { number });
                 Ok(())
             }
-            Due::Lost if self.processes.get(place).is_some_and(Child::is_traced) => {
+            Due::Lost if self.is_traced(place) => {
                 if let Some(State::Up { heartbeat, .. }) = self.device(place).map(|device| &mut device.state) {
                     heartbeat.suspend(now);
                 }
@@ -98,6 +99,12 @@ impl<'a> Machine<'a> {
             }
             Due::Lost => self.lose(place, format!("no sign of life within {} s", Heartbeat::patience())),
         }
+    }
+
+    /// Whether a debugger holds a process: its time does not count then.
+    fn is_traced(&self, place: usize) -> bool {
+        let pid = self.processes.get(place).and_then(Child::pid);
+        pid.is_some_and(|pid| self.setting.ground.is_traced(Pid::from_raw(pid)))
     }
 
     /// The process of a device is of no use any more: it is ended, and the next one will take its place.

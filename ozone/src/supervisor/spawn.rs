@@ -30,7 +30,7 @@ pub struct Entered {
 /// # Errors
 /// [`SupervisorError`], without a child left behind.
 pub fn enter(setting: &Setting<'_>, place: usize, traced: bool) -> Result<Entered, SupervisorError> {
-    let Setting { spec, resources, uids, cgroups, trace, .. } = setting;
+    let Setting { spec, resources, uids, ground, cgroups, trace, .. } = setting;
     let device = place.checked_sub(1).and_then(|index| spec.devices.get(index));
     let process =
         device.map_or(Process::Core, |device| Process::Backend { kind: device.kind(), device: device.id.clone() });
@@ -51,6 +51,9 @@ pub fn enter(setting: &Setting<'_>, place: usize, traced: bool) -> Result<Entere
         executable: resources.executable(&process).as_fd(),
         // The board has far fewer slots than a byte has values.
         identity: uids.identity(u8::try_from(place).unwrap_or(u8::MAX)),
+        layers: ground.layers(),
+        root: ground.root(),
+        proc: ground.as_fd(),
         cgroup: cgroups.leaf(place),
         limits: limits::for_role(role, spec.memory.value.size),
         filters,

@@ -9,12 +9,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
-use ozone::jail::{self, Entering, Identity, JailError, Plan, limits};
+use ozone::jail::{self, Entering, Ground, Identity, JailError, Layers, Plan, limits};
 use ozone::process::Process;
 use seccomp::Role;
 use seccompiler::BpfProgram;
@@ -42,8 +43,22 @@ pub fn spawn_as(
     identity: Identity,
     filters: Vec<BpfProgram>,
 ) -> Result<Child, JailError> {
-    let (entering, control, log) = enter(process, role, identity, filters, None)?;
+    enter(process, role, identity, filters, None).and_then(awaited)
+}
+
+/// A child that is on its way, once it is there.
+pub fn awaited((entering, control, log): (Entering, UnixStream, OwnedFd)) -> Result<Child, JailError> {
     Ok(Child { jailed: entering.wait(PATIENCE)?, control, log })
+}
+
+/// What the jails stand on: those of root, with children of their own uids, or those of an ordinary user.
+pub fn ground(identity: Identity) -> &'static Ground {
+    static GROUNDS: [OnceLock<Ground>; 2] = [const { OnceLock::new() }; 2];
+    let (ground, identity) = match identity {
+        Identity::Own(_) => (&GROUNDS[0], Identity::Own(OWN)),
+        identity => (&GROUNDS[1], identity),
+    };
+    ground.get_or_init(|| Ground::make(identity).unwrap())
 }
 
 /// A child that was cloned and is on its way, its control channel, and its log.
@@ -55,6 +70,19 @@ pub fn enter(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<(Entering, UnixStream, OwnedFd), JailError> {
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+    enter_with(process, role, identity, filters, cgroup, (null.as_fd(), ground(identity).layers()))
+}
+
+/// The same with something else for descriptors 0 and 1, and fewer layers perhaps.
+pub fn enter_with(
+    process: Process,
+    role: Role,
+    identity: Identity,
+    filters: Vec<BpfProgram>,
+    cgroup: Option<BorrowedFd<'_>>,
+    (null, layers): (BorrowedFd<'_>, Layers),
+) -> Result<(Entering, UnixStream, OwnedFd), JailError> {
+    let ground = ground(identity);
     let executable = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
     let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     let (control, theirs) = UnixStream::pair().unwrap();
@@ -63,10 +91,13 @@ pub fn enter(
         process,
         executable: executable.as_fd(),
         identity,
+        layers,
+        root: ground.root(),
+        proc: ground.as_fd(),
         cgroup,
         limits: limits::for_role(role, 128 << 20),
         filters,
-        null: null.as_fd(),
+        null,
         log: log_end.as_fd(),
         control: theirs.as_fd(),
         trace: false,

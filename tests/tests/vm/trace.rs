@@ -34,10 +34,19 @@ fn a_launch() -> Result<()> {
     in_order(
         &trace,
         "ozone",
-        &["resolve the machine", "open resources", "start core", "await jails", "await running"],
+        &["resolve the machine", "open resources", "make empty root", "start core", "await jails", "await running"],
     )?;
-    let jail =
-        ["clone3", "setsid", "pivot_root", "setresuid", "install seccomp filter", "execveat", "await first message"];
+    let jail = [
+        "clone3",
+        "enter empty root",
+        "setsid",
+        "make user namespace",
+        "setresuid",
+        "enter Landlock domain",
+        "install seccomp filter",
+        "execveat",
+        "await first message",
+    ];
     in_order(&trace, "core", &jail)?;
     in_order(&trace, "console/console0", &jail)?;
     in_order(&trace, "console/console0", &["execveat", "open device", "install run filter"])?;

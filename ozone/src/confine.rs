@@ -1,12 +1,17 @@
 //! What `ozone` itself gives up once everything of the host is open.
 //!
-//! It stays the one process with privilege, for it starts a lost device's process again in a fresh jail; of its capabilities
-//! it keeps those that this takes.
+//! It stays the one process with privilege, for it starts a lost device's process again in a fresh jail. Of its capabilities
+//! it keeps those that this takes, of the host's files those that it will open again, and of the system calls those that it
+//! and its children make. docs/decisions/0011 says why it is done in this way.
 
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::geteuid;
 use protocol::Fault;
+use seccomp::forbidden;
+
+use crate::landlock::Domain;
 
 /// What is kept, and what for (capabilities(7)). Each child gives up these as well, in its jail.
 const KEPT: [(Capability, &str); 7] = [
@@ -19,31 +24,46 @@ const KEPT: [(Capability, &str); 7] = [
     (Capability::CAP_DAC_OVERRIDE, "images that belong to other users are opened anew for each process of a disk"),
 ];
 
-/// Gives up every capability but those that are needed to start processes, and any way to new ones.
+/// Gives up every capability but those that are needed to start processes, and any way to new ones; then all files but those
+/// that `allow` names, TCP ports, and signals to any process but its own; then every system call that it does not need.
 ///
-/// As an ordinary user there is nothing to give up but the way to new ones.
+/// An ordinary user's children make their own mounts, which nothing in a Landlock domain may: there it is without one, and its
+/// filter lets mounts through. Nor are there capabilities to give up.
 ///
 /// # Errors
 /// A host fault when the kernel refuses.
-pub fn confine() -> Result<(), Fault> {
+pub fn confine(landlock: bool, allow: impl FnOnce(&mut Domain) -> Result<(), Errno>) -> Result<(), Fault> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Fault::host(format!("{what} of ozone itself: {error}"));
     prctl::set_no_new_privs().map_err(|errno| failed("no_new_privs", &errno))?;
-    if !geteuid().is_root() {
-        return Ok(());
+    let is_root = geteuid().is_root();
+    if is_root {
+        reduce_capabilities().map_err(|(what, error)| failed(what, &error))?;
     }
-    let held = caps::read(None, CapSet::Permitted).map_err(|error| failed("read the capabilities", &error))?;
+    if is_root && landlock {
+        let entered = Domain::new().and_then(|mut domain| {
+            allow(&mut domain)?;
+            domain.enter()
+        });
+        entered.map_err(|errno| failed("Landlock domain", &errno))?;
+    }
+    forbidden::report_of_ozone().map_err(|error| failed("SIGSYS handler", &error))?;
+    seccomp::install_ozone(!is_root).map_err(|error| failed("filter", &error))
+}
+
+fn reduce_capabilities() -> Result<(), (&'static str, caps::errors::CapsError)> {
+    let held = caps::read(None, CapSet::Permitted).map_err(|error| ("read the capabilities", error))?;
     let kept: CapsHashSet = KEPT.iter().map(|(capability, _)| *capability).filter(|it| held.contains(it)).collect();
     for capability in
         caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::runtime::thread_all_supported())
     {
         if !kept.contains(&capability) {
-            caps::drop(None, CapSet::Bounding, capability).map_err(|error| failed("drop a capability", &error))?;
+            caps::drop(None, CapSet::Bounding, capability).map_err(|error| ("drop a capability", error))?;
         }
     }
     let none = CapsHashSet::new();
     // The effective set first: it is a part of the permitted one.
     for (set, value) in [(CapSet::Effective, &kept), (CapSet::Permitted, &kept), (CapSet::Inheritable, &none)] {
-        caps::set(None, set, value).map_err(|error| failed("reduce the capabilities", &error))?;
+        caps::set(None, set, value).map_err(|error| ("reduce the capabilities", error))?;
     }
     Ok(())
 }

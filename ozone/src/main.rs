@@ -87,7 +87,15 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     resources.announce(&spec);
     uids.announce();
     ground.announce();
-    confine::confine()?;
+    let start = trace.now();
+    confine::confine(ground.layers().landlock, |domain| {
+        ground.allow(domain)?;
+        resources.allow(domain)?;
+        uids.allow(domain)?;
+        cgroups.allow(domain)?;
+        server.as_ref().map_or(Ok(()), |server| server.allow(domain))
+    })?;
+    trace.done(start, &"confine ozone");
     let tallies = Tallies::new(spec.devices.len());
     let mut setting = Setting {
         again: false,

@@ -874,6 +874,7 @@ fn confined() -> Result<(), Failed> {
         assert_eq!(field(set), format!("{:016x}", 0), "{set}");
     }
     assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!((field("Seccomp:"), field("Seccomp_filters:")), ("2".into(), "1".into()));
     Ok(())
 }
 

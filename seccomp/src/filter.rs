@@ -10,7 +10,7 @@ use seccompiler::{
 use crate::policy::{self, CoreThread, Role};
 
 /// What an argument of an allowed call has to be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
     /// The lower 32 bits of argument `.0` equal `.1`.
     Equals(u8, u32),
@@ -25,7 +25,7 @@ pub enum Check {
 /// One line of a table: a call, what its arguments have to be, and why the role needs it.
 ///
 /// Several lines for one call are alternatives; the checks of one line have all to hold.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The call's number, as `libc::SYS_read`.
     pub syscall: i64,
@@ -49,18 +49,18 @@ pub const fn allow_if(syscall: i64, checks: &'static [Check], reason: &'static s
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     /// seccompiler refused the table.
-    #[error("compile the seccomp filter of {role}: {source}")]
+    #[error("compile the seccomp filter of {process}: {source}")]
     Compile {
         /// Whose filter.
-        role: Role,
+        process: &'static str,
         /// What seccompiler says.
         source: seccompiler::BackendError,
     },
     /// The kernel refused the filter.
-    #[error("install the seccomp filter of {role}: {source}")]
+    #[error("install the seccomp filter of {process}: {source}")]
     Install {
         /// Whose filter.
-        role: Role,
+        process: &'static str,
         /// What seccompiler says.
         source: seccompiler::Error,
     },
@@ -73,14 +73,15 @@ pub enum FilterError {
 pub fn launch_filters(role: Role) -> Result<Vec<BpfProgram>, FilterError> {
     let mut allowed = policy::setup(role);
     allowed.extend_from_slice(policy::start::EXEC);
-    let answer =
-        |rules, errno: i32| compile(role, rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()));
+    let answer = |rules, errno: i32| {
+        compile(role.name(), rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()))
+    };
     // The filters that answer go first: with them in force the next may still be installed, since none needs the calls
     // that they answer. Of several verdicts the kernel takes the strictest: an errno before an allowance.
     Ok(vec![
         answer(policy::start::ANSWERED, libc::EPERM)?,
         answer(policy::start::ABSENT, libc::ENOSYS)?,
-        confining(role, &allowed)?,
+        confining(role.name(), &allowed)?,
     ])
 }
 
@@ -107,13 +108,25 @@ pub fn install_run(role: Role) -> Result<(), FilterError> {
 /// # Errors
 /// [`FilterError`].
 pub fn install_core_thread(thread: CoreThread) -> Result<(), FilterError> {
-    let program = confining(Role::Core, &policy::core::run(thread))?;
-    seccompiler::apply_filter(&program).map_err(|source| FilterError::Install { role: Role::Core, source })
+    let process = Role::Core.name();
+    let program = confining(process, &policy::core::run(thread))?;
+    seccompiler::apply_filter(&program).map_err(|source| FilterError::Install { process, source })
+}
+
+/// Installs the filter of `ozone`, which all of its children inherit; `mounts` where they make their roots themselves.
+///
+/// # Errors
+/// [`FilterError`].
+pub fn install_ozone(mounts: bool) -> Result<(), FilterError> {
+    let process = "ozone";
+    let program = confining(process, &policy::ozone::allowed(mounts))?;
+    seccompiler::apply_filter(&program).map_err(|source| FilterError::Install { process, source })
 }
 
 fn install(role: Role, rules: &[Rule]) -> Result<(), FilterError> {
-    let program = confining(role, rules)?;
-    seccompiler::apply_filter_all_threads(&program).map_err(|source| FilterError::Install { role, source })
+    let process = role.name();
+    let program = confining(process, rules)?;
+    seccompiler::apply_filter_all_threads(&program).map_err(|source| FilterError::Install { process, source })
 }
 
 /// How many instructions at the start of a program look at the architecture (seccompiler,
@@ -124,8 +137,8 @@ const ARCHITECTURE: usize = 3;
 const X32: u32 = 0x4000_0000;
 
 /// A program that has every call trapped but those of `rules`, and ends the process at one of a foreign architecture.
-fn confining(role: Role, rules: &[Rule]) -> Result<BpfProgram, FilterError> {
-    let mut program = compile(role, rules, SeccompAction::Trap, SeccompAction::Allow)?;
+fn confining(process: &'static str, rules: &[Rule]) -> Result<BpfProgram, FilterError> {
+    let mut program = compile(process, rules, SeccompAction::Trap, SeccompAction::Allow)?;
     // x32 shares its architecture number with x86_64: what would be trapped ends here like any other foreign call. Jumps
     // are relative and go forward, and none goes past this place.
     let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
@@ -140,12 +153,12 @@ fn confining(role: Role, rules: &[Rule]) -> Result<BpfProgram, FilterError> {
 }
 
 fn compile(
-    role: Role,
+    process: &'static str,
     rules: &[Rule],
     otherwise: SeccompAction,
     matched: SeccompAction,
 ) -> Result<BpfProgram, FilterError> {
-    let error = |source| FilterError::Compile { role, source };
+    let error = |source| FilterError::Compile { process, source };
     let mut table: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut unconditional = Vec::new();
     for rule in rules {
@@ -193,17 +206,20 @@ mod tests {
     fn every_role_has_filters_that_compile() {
         for role in Role::ALL {
             assert_eq!(launch_filters(role).unwrap().len(), 3, "{role}");
-            confining(role, &policy::setup(role)).unwrap();
-            confining(role, &policy::run(role)).unwrap();
+            confining(role.name(), &policy::setup(role)).unwrap();
+            confining(role.name(), &policy::run(role)).unwrap();
         }
         for thread in CoreThread::ALL {
-            confining(Role::Core, &policy::core::run(thread)).unwrap();
+            confining("core", &policy::core::run(thread)).unwrap();
+        }
+        for mounts in [false, true] {
+            confining("ozone", &policy::ozone::allowed(mounts)).unwrap();
         }
     }
 
     #[test]
     fn a_program_begins_with_the_architecture_and_x32() {
-        let program = confining(Role::Blk, &policy::run(Role::Blk)).unwrap();
+        let program = confining("blk", &policy::run(Role::Blk)).unwrap();
         let kill = |at: usize| program[at].k == libc::SECCOMP_RET_KILL_PROCESS;
         assert!(kill(ARCHITECTURE - 1) && kill(ARCHITECTURE + 2));
         // Past the first of the two refusals and no further.
@@ -217,6 +233,7 @@ mod tests {
             let tables = [policy::setup(role), policy::start::EXEC.to_vec()].concat();
             assert!(tables.iter().all(|rule| rule.syscall != crate::forbidden::LAST), "{role}");
         }
+        assert!(policy::ozone::allowed(true).iter().all(|rule| rule.syscall != crate::forbidden::LAST));
     }
 
     #[test]
@@ -248,6 +265,65 @@ mod tests {
             for rule in policy::setup(role) {
                 assert!(!checked.contains(&rule.syscall) || !rule.checks.is_empty(), "{role}: {}", rule.reason);
             }
+        }
+        let of_ozone = [libc::SYS_openat, libc::SYS_socketpair, libc::SYS_unshare, libc::SYS_setns];
+        for rule in policy::ozone::allowed(true) {
+            let is_checked = checked.iter().chain(&of_ozone).any(|call| *call == rule.syscall);
+            // The handler of forbidden calls is a role's start's, and ozone's last.
+            assert!(!is_checked || !rule.checks.is_empty(), "ozone: {}", rule.reason);
+        }
+    }
+
+    #[test]
+    fn ozone_stands_in_no_childs_way() {
+        for mounts in [false, true] {
+            let allowed = policy::ozone::allowed(mounts);
+            let knows = |rule: &Rule| allowed.iter().any(|it| it.syscall == rule.syscall && it.checks == rule.checks);
+            for role in Role::ALL {
+                let answered = [policy::start::ANSWERED, policy::start::ABSENT].concat();
+                // Answered calls have to get as far as the filter that answers them.
+                assert!(answered.iter().all(|rule| allowed.iter().any(|it| it.syscall == rule.syscall)), "{role}");
+                let own = policy::setup(role).into_iter().filter(|rule| !answered.contains(rule));
+                assert!(own.chain(policy::start::EXEC.iter().copied()).all(|rule| knows(&rule)), "{role}");
+            }
+        }
+    }
+
+    #[test]
+    fn ozone_can_neither_mount_nor_connect_nor_trace() {
+        let forbidden = [
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_execve,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_kill,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_pidfd_open,
+            libc::SYS_bpf,
+            libc::SYS_keyctl,
+            libc::SYS_perf_event_open,
+            libc::SYS_userfaultfd,
+            libc::SYS_init_module,
+            libc::SYS_kexec_load,
+            libc::SYS_chroot,
+            libc::SYS_mknodat,
+            libc::SYS_mkdir,
+            libc::SYS_chmod,
+            libc::SYS_chown,
+            libc::SYS_rename,
+            libc::SYS_symlink,
+            libc::SYS_link,
+        ];
+        let mounts = policy::ozone::MOUNTS.iter().map(|rule| rule.syscall);
+        let forbidden: BTreeSet<i64> = forbidden.into_iter().chain(mounts).collect();
+        for rule in policy::ozone::allowed(false) {
+            assert!(!forbidden.contains(&rule.syscall), "ozone allows call {}: {}", rule.syscall, rule.reason);
         }
     }
 
@@ -312,5 +388,6 @@ mod tests {
             let lists = [policy::setup(role), policy::start::EXEC.to_vec()];
             assert!(lists.iter().flatten().all(|rule| rule.reason.len() > 8), "{role}");
         }
+        assert!(policy::ozone::allowed(true).iter().all(|rule| rule.reason.len() > 8));
     }
 }

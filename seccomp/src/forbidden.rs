@@ -52,14 +52,28 @@ impl fmt::Display for Call {
 /// # Errors
 /// What sigaction(2) answers.
 pub fn report() -> io::Result<()> {
+    install(handle)
+}
+
+/// The same for `ozone`, whose standard error is its user's: its lines begin with its name, and if nobody reads them the
+/// report is left out rather than waited with.
+///
+/// # Errors
+/// What sigaction(2) answers.
+pub fn report_of_ozone() -> io::Result<()> {
+    install(handle_of_ozone)
+}
+
+type Handler = extern "C" fn(libc::c_int, *const Raised, *const libc::c_void);
+
+fn install(handler: Handler) -> io::Result<()> {
     let mut action: libc::sigaction = {
         // SAFETY: numbers and an optional function, of which zero is a value.
         unsafe { MaybeUninit::zeroed().assume_init() }
     };
-    let handler: extern "C" fn(libc::c_int, *const Raised, *const libc::c_void) = handle;
     action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: the set is ours. The handler makes two system calls and touches nothing but its own stack and constants,
+    // SAFETY: the set is ours. The handler makes a few system calls and touches nothing but its own stack and constants,
     // which is safe at any moment of any thread (signal-safety(7)), and its signature is that of SA_SIGINFO.
     let result = unsafe {
         libc::sigfillset(&raw mut action.sa_mask);
@@ -82,11 +96,21 @@ struct Raised {
 }
 
 extern "C" fn handle(_: libc::c_int, raised: *const Raised, _: *const libc::c_void) {
+    tell_and_end(raised, b"", false);
+}
+
+extern "C" fn handle_of_ozone(_: libc::c_int, raised: *const Raised, _: *const libc::c_void) {
+    tell_and_end(raised, b"ozone: ", true);
+}
+
+/// Writes the report, if `polite` only if there is room for it, and ends the process.
+fn tell_and_end(raised: *const Raised, begin: &[u8], polite: bool) {
     // SAFETY: the kernel hands over a siginfo_t, of which this is the form for SIGSYS; whoever else sent the signal leaves
     // another form of the same size, whose numbers are not used.
     let (code, call, architecture) = unsafe { ((*raised).code, (*raised).call, (*raised).architecture) };
-    if code == SYS_SECCOMP {
+    if code == SYS_SECCOMP && (!polite || has_room()) {
         let mut line = Line::new();
+        line.push(begin);
         line.report(call.into(), architecture);
         let text = line.text();
         // SAFETY: the pointer and the length are those of a slice. A log pipe that is full takes nothing, and no thread
@@ -98,6 +122,13 @@ extern "C" fn handle(_: libc::c_int, raised: *const Raised, _: *const libc::c_vo
         libc::syscall(LAST);
         libc::_exit(WITHOUT_FILTER);
     }
+}
+
+/// Whether standard error takes a line at once.
+fn has_room() -> bool {
+    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one structure, which lives across the call.
+    unsafe { libc::poll(&raw mut stderr, 1, 0) > 0 }
 }
 
 /// A line that is made without the heap, cut at its length.

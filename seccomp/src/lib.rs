@@ -7,6 +7,9 @@
 //! call that no table allows is not made, and ends the process with SIGSYS and a report of which it was ([`forbidden`]).
 //! A call of a foreign architecture, x32 among them, ends it without one (SECCOMP_RET_KILL_PROCESS).
 //!
+//! `ozone` itself has one filter, from before its first child ([`policy::ozone`]). Its children inherit it, so that it is the
+//! union of what it and they call.
+//!
 //! A few calls of the C library's start are neither needed nor fatal: they are answered with EPERM or ENOSYS by two more
 //! filters ([`policy::start::ANSWERED`], [`policy::start::ABSENT`]).
 
@@ -17,5 +20,7 @@ pub mod policy;
 #[cfg(test)]
 mod tables;
 
-pub use filter::{Check, FilterError, Rule, install_core_thread, install_run, install_setup, launch_filters};
+pub use filter::{
+    Check, FilterError, Rule, install_core_thread, install_ozone, install_run, install_setup, launch_filters,
+};
 pub use policy::{CoreThread, Role};

@@ -9,6 +9,7 @@ pub mod blk;
 pub mod console;
 pub mod core;
 pub mod net;
+pub mod ozone;
 pub mod start;
 
 /// The roles of jailed processes.
@@ -27,16 +28,21 @@ pub enum Role {
 impl Role {
     /// Every role.
     pub const ALL: [Self; 4] = [Self::Core, Self::Blk, Self::Net, Self::Console];
-}
 
-impl fmt::Display for Role {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Core => "core",
             Self::Blk => "blk",
             Self::Net => "net",
             Self::Console => "console",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
     }
 }
 

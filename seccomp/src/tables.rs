@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::filter::{Check, Rule};
 use crate::names;
-use crate::policy::{self, CoreThread, Role, backend, blk, console, core, net, start};
+use crate::policy::{self, CoreThread, Role, backend, blk, console, core, net, ozone, start};
 
 /// The variable that has the file written instead of compared.
 const WRITE: &str = "OZONE_WRITE_DOCS";
@@ -27,6 +27,14 @@ Different calls that a filter lets through, with the arguments that the tables b
 
 | process | thread | launch | set-up | run |
 |---|---|---|---|---|
+";
+
+const OZONE: &str = "
+## ozone itself
+
+From before its first child, which inherits it: so it has the tables below and besides all of those above, but for the calls
+that are answered. What files it may open is for its Landlock domain to say, and a child has its own filters on top
+([decision 11](decisions/0011-ozone-confines-itself.md)).
 ";
 
 fn calls(tables: &[&[Rule]]) -> usize {
@@ -68,6 +76,14 @@ fn document() -> String {
         "\nLaunch is all of a process's tables, set-up all but the first, run those from when it is ready.\n",
     );
 
+    writeln!(
+        text,
+        "\nThe filter of `ozone` lets {} calls through, with children that make their roots themselves {}.",
+        calls(&[&ozone::allowed(false)]),
+        calls(&[&ozone::allowed(true)])
+    )
+    .unwrap();
+
     text.push_str("\n## Every process\n");
     section(&mut text, "From the jailer's last step to main (launch)", start::EXEC);
     section(&mut text, "Until it is ready (set-up)", start::SETUP);
@@ -94,6 +110,11 @@ fn document() -> String {
     text.push_str("\n## console, besides\n");
     section(&mut text, "Until it is ready (set-up)", console::LAUNCH);
     section(&mut text, "Every thread (run)", console::RUN);
+    text.push_str(OZONE);
+    section(&mut text, "ozone's own calls", ozone::OWN);
+    section(&mut text, "A child's way through its jail", ozone::STEPS);
+    section(&mut text, "Besides, with an ordinary user's children", ozone::MOUNTS);
+    section(&mut text, "What a child's own filter answers", ozone::ANSWERED);
     text
 }
 

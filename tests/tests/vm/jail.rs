@@ -52,8 +52,8 @@ fn every_process_keeps_its_promises() -> Result<()> {
     vm.power_off()
 }
 
-/// Every thread has three filters of the launcher, that of set-up, and the last, which is its role's or, in the core, its
-/// own.
+/// Every thread has the filter of `ozone`, three of the launcher, that of set-up, and the last, which is its role's or, in the
+/// core, its own.
 fn every_thread_is_confined(process: &Process) -> Result<()> {
     for task in fs::read_dir(format!("/proc/{}/task", process.pid))? {
         let status = fs::read_to_string(task?.path().join("status"))?;
@@ -62,7 +62,7 @@ fn every_thread_is_confined(process: &Process) -> Result<()> {
             line.map(str::trim).with_context(|| format!("no {name} in a thread's status"))
         };
         let (name, filters) = (field("Name")?, field("Seccomp_filters")?);
-        ensure!(filters == "5", "the thread '{name}' of {} has {filters} filters", process.role);
+        ensure!(filters == "6", "the thread '{name}' of {} has {filters} filters", process.role);
     }
     Ok(())
 }

@@ -111,7 +111,14 @@ impl Round {
         let Some((ozone, core)) = of(None).zip(of(Some(Role::Core))) else {
             return Err(Fault::host(format!("machine '{name}': it started anew while it was read, twice; ask again")));
         };
-        let around = Around { ozone, core, children: &children, init: self.init.as_ref(), users: &self.users };
+        let around = Around {
+            ozone,
+            core,
+            children: &children,
+            init: self.init.as_ref(),
+            users: &self.users,
+            offers_user_namespaces: facts::offers_user_namespaces(),
+        };
         let process = |read: &Read| {
             let judged = read.facts().map(|facts| match read.told.role {
                 Some(role) => promises::of_child(role, facts, around),

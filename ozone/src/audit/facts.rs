@@ -199,11 +199,18 @@ pub fn users() -> Seen<Users> {
 /// What the kernel says.
 pub fn namespaces(pid: i32) -> io::Result<Namespaces> {
     // By name: to list the directory takes more rights than to read what is in it.
-    let one = |kind: &'static str| {
-        let target = fs::read_link(path(pid, &format!("ns/{kind}")))?;
-        Ok((kind, target.to_string_lossy().into_owned()))
+    let one = |kind: &'static str| match fs::read_link(path(pid, &format!("ns/{kind}"))) {
+        Ok(target) => Some(Ok((kind, target.to_string_lossy().into_owned()))),
+        // Every kernel has the others.
+        Err(error) if kind == "time" && error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error)),
     };
-    NAMESPACES.into_iter().map(one).collect()
+    NAMESPACES.into_iter().filter_map(one).collect()
+}
+
+/// Whether this host has user namespaces for anyone (namespaces(7), `/proc/sys/user`).
+pub fn offers_user_namespaces() -> bool {
+    fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|most| most.trim() != "0")
 }
 
 fn path(pid: i32, name: &str) -> String {

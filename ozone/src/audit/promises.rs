@@ -22,6 +22,8 @@ pub struct Around<'a> {
     pub init: Option<&'a Namespaces>,
     /// Who runs on the host.
     pub users: &'a Seen<Users>,
+    /// Whether the host has user namespaces to give.
+    pub offers_user_namespaces: bool,
 }
 
 impl Around<'_> {
@@ -63,21 +65,22 @@ const fn promise(name: &'static str, given: Given, judge: fn(&Child<'_>) -> Judg
 }
 
 /// Every promise about a child that can be seen from outside.
-const PROMISES: [Promise; 26] = [
+const PROMISES: [Promise; 27] = [
     promise("one uid and gid, not root's", Given::Always, one_user),
     promise("a uid that no other process has", Given::ToRoot, own_user),
     promise("no supplementary group", Given::ToRoot, no_groups),
-    promise("one uid in its user namespace", Given::ToUser, one_mapped_user),
+    promise("one uid in its user namespace", Given::Always, one_mapped_user),
     promise("no capability in any set", Given::Always, no_capabilities),
     promise("no new privileges", Given::Always, |child| no_new_privileges(child.facts)),
-    promise("seccomp filters in every thread", Given::Always, filtered),
-    promise("own user namespace", Given::ToUser, |child| own_namespace(child, "user")),
+    promise("seccomp filters in every thread", Given::Always, |child| filtered(child.facts)),
+    promise("own user namespace", Given::Always, |child| own_layer(child, "user")),
     promise("own pid namespace", Given::Always, |child| own_namespace(child, "pid")),
     promise("own mount namespace", Given::Always, |child| own_namespace(child, "mnt")),
     promise("own network namespace", Given::Always, |child| own_namespace(child, "net")),
     promise("own IPC namespace", Given::Always, |child| own_namespace(child, "ipc")),
     promise("own UTS namespace", Given::Always, |child| own_namespace(child, "uts")),
     promise("own cgroup namespace", Given::Always, |child| own_namespace(child, "cgroup")),
+    promise("own time namespace", Given::Always, |child| own_layer(child, "time")),
     promise("process 1 of its pid namespace", Given::Always, first_process),
     promise("an empty read-only root", Given::Always, empty_root),
     promise("not dumpable", Given::Always, not_dumpable),
@@ -93,10 +96,13 @@ const PROMISES: [Promise; 26] = [
 ];
 
 /// What the kernel shows nobody but the process itself.
-const NOT_VISIBLE: [(&str, &str); 2] = [
+const NOT_VISIBLE: [(&str, &str); 3] = [
+    ("Landlock domain", LANDLOCK),
     ("parent-death signal", "the kernel tells it to the process alone (PR_GET_PDEATHSIG)"),
     ("locked securebits", "the kernel tells them to the thread alone (PR_GET_SECUREBITS)"),
 ];
+
+const LANDLOCK: &str = "the kernel tells nobody who is in one";
 
 /// Everything about a child.
 pub fn of_child(role: Role, facts: &Facts, around: Around<'_>) -> Vec<Finding> {
@@ -108,7 +114,7 @@ pub fn of_child(role: Role, facts: &Facts, around: Around<'_>) -> Vec<Finding> {
     judged.chain(hidden).chain(told(facts)).collect()
 }
 
-/// The capabilities that `ozone` may have once its machine runs (capabilities(7)), by number: CAP_DAC_OVERRIDE, CAP_KILL,
+/// The capabilities that `ozone` has once its machine runs (capabilities(7)), by number: CAP_DAC_OVERRIDE, CAP_KILL,
 /// CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT and CAP_SYS_ADMIN.
 const OF_OZONE: u64 = 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 18 | 1 << 21;
 
@@ -117,12 +123,14 @@ pub fn of_ozone(around: Around<'_>) -> Vec<Finding> {
     let facts = around.ozone;
     let mut findings = vec![
         Finding::judged("no new privileges", no_new_privileges(facts)),
+        Finding::judged("a seccomp filter", filtered(facts)),
         Finding::judged("holds no guest memory", holds_no_guest(around)),
         Finding::judged("no memory writable and executable", write_or_execute(facts)),
     ];
     if around.has_root() {
         findings.push(Finding::judged("only capabilities to start processes", few_capabilities(facts)));
         findings.push(Finding::judged("an executable that no role can write", executable(facts, around)));
+        findings.push(Finding::new("Landlock domain", Verdict::NotVisible, LANDLOCK));
     }
     let first =
         seen(&facts.threads).and_then(|threads| threads.first().map_or_else(|| broken("no thread".to_owned()), Ok));
@@ -205,7 +213,7 @@ fn no_groups(child: &Child<'_>) -> Judged {
 fn one_mapped_user(child: &Child<'_>) -> Judged {
     let map = seen(&child.facts.user_map)?;
     let found = format!("a map of {} uids", map.iter().map(|length| u64::from(*length)).sum::<u64>());
-    if map.as_slice() == [1] { Ok(found) } else { broken(found) }
+    if map.as_slice() == [1] { Ok(found) } else { Err(not_offered(child, "user").unwrap_or(Short::Broken(found))) }
 }
 
 fn no_capabilities(child: &Child<'_>) -> Judged {
@@ -218,10 +226,13 @@ fn no_capabilities(child: &Child<'_>) -> Judged {
 
 fn few_capabilities(facts: &Facts) -> Judged {
     every_thread(facts, |thread| {
-        let more = |(name, set): (&&str, u64)| (set & !OF_OZONE != 0).then(|| format!("has {name} {set:#x}"));
-        CAPABILITY_SETS.iter().zip(thread.capabilities).find_map(more)
+        // In the order of the sets' names; nothing is inherited.
+        let expected = [0, OF_OZONE, OF_OZONE, OF_OZONE, 0];
+        let sets = CAPABILITY_SETS.iter().zip(thread.capabilities.into_iter().zip(expected));
+        let mut wrong = sets.filter(|(_, (set, expected))| set != expected);
+        wrong.next().map(|(name, (set, _))| format!("has {name} {set:#x}"))
     })?;
-    Ok(format!("none in any set but of {:#x}", OF_OZONE))
+    Ok(format!("exactly {OF_OZONE:#x}, none of them inheritable"))
 }
 
 fn no_new_privileges(facts: &Facts) -> Judged {
@@ -229,9 +240,9 @@ fn no_new_privileges(facts: &Facts) -> Judged {
     every_thread(facts, wrong).map(|threads| format!("set in each of {} threads", threads.len()))
 }
 
-fn filtered(child: &Child<'_>) -> Judged {
-    let most = seen(&child.facts.threads)?.iter().map(|thread| thread.filters).max().unwrap_or(0);
-    let threads = every_thread(child.facts, |thread| match thread.seccomp {
+fn filtered(facts: &Facts) -> Judged {
+    let most = seen(&facts.threads)?.iter().map(|thread| thread.filters).max().unwrap_or(0);
+    let threads = every_thread(facts, |thread| match thread.seccomp {
         2 if thread.filters == most && most > 0 => None,
         2 => Some(format!("has {} of {most} filters", thread.filters)),
         mode => Some(format!("has seccomp mode {mode}, not 2")),
@@ -255,6 +266,21 @@ fn own_namespace(child: &Child<'_>, kind: &str) -> Judged {
         }
     }
     Ok(own)
+}
+
+/// A namespace of a kind that not every host has.
+fn own_layer(child: &Child<'_>, kind: &str) -> Judged {
+    own_namespace(child, kind).map_err(|short| not_offered(child, kind).unwrap_or(short))
+}
+
+/// Why a child has no namespace of a kind, if that is the host's doing: there are none, or it can have none and is in that
+/// of `ozone`.
+fn not_offered(child: &Child<'_>, kind: &str) -> Option<Short> {
+    let Child { facts, around, .. } = child;
+    let of = |facts: &Facts| facts.namespaces.as_ref().ok().map(|namespaces| namespaces.get(kind).cloned());
+    let (own, of_ozone) = (of(facts)?, of(around.ozone)?);
+    let lacks = of_ozone.is_none() || (kind == "user" && !around.offers_user_namespaces);
+    (lacks && own == of_ozone).then(|| Short::NotOffered(format!("this host has no {kind} namespaces to give")))
 }
 
 fn first_process(child: &Child<'_>) -> Judged {
@@ -419,9 +445,11 @@ mod tests {
         change(&mut core, &mut ozone, &mut users);
         let (init, users) = (ozone.namespaces.clone().unwrap(), Ok(users));
         let children = [&core, &other];
-        let around = Around { ozone: &ozone, core: &core, children: &children, init: Some(&init), users: &users };
+        let (init, offers_user_namespaces) = (Some(&init), true);
+        let around =
+            Around { ozone: &ozone, core: &core, children: &children, init, users: &users, offers_user_namespaces };
         let findings = of_child(Role::Core, &core, around);
-        let expected = if uid == 0 { 24 } else { 23 };
+        let expected = if uid == 0 { 27 } else { 24 };
         assert_eq!(findings.iter().filter(|it| it.verdict != Verdict::Told).count(), expected + NOT_VISIBLE.len());
         findings.iter().filter(|it| it.verdict == Verdict::Broken).map(|it| it.promise).collect()
     }
@@ -445,7 +473,7 @@ mod tests {
     type Change = fn(&mut Facts, &mut Facts, &mut Users);
 
     /// A change for every promise, in the order of [`PROMISES`].
-    const CHANGES: [(&str, Change); 26] = [
+    const CHANGES: [(&str, Change); 27] = [
         ("one uid and gid, not root's", |core, _, _| thread(core).gids[3] = 0),
         ("a uid that no other process has", |core, _, users| {
             users.entry(core.user().unwrap()).or_default().insert(7);
@@ -465,6 +493,7 @@ mod tests {
             // Another child's is no better than ozone's.
             core.namespaces.as_mut().unwrap().insert("cgroup", "cgroup:[100]".to_owned());
         }),
+        ("own time namespace", |core, ozone, _| share("time", core, ozone)),
         ("process 1 of its pid namespace", |core, _, _| core.threads.as_mut().unwrap()[0].ids = vec![99]),
         ("an empty read-only root", |core, _, _| core.root.as_mut().unwrap().mounts[0].options.retain(|it| it != "ro")),
         ("not dumpable", |core, _, _| core.owner = Ok(core.user().unwrap())),
@@ -529,10 +558,39 @@ mod tests {
         let all = broken_by(0, |core, _, _| {
             let why = || Unseen::Failed("cannot be read".to_owned());
             (core.threads, core.namespaces, core.root, core.owner) = (Err(why()), Err(why()), Err(why()), Err(why()));
+            core.user_map = Err(why());
             (core.limits, core.session, core.environment) = (Err(why()), Err(why()), Err(why()));
             (core.descriptors, core.mappings, core.executable) = (Err(why()), Err(why()), Err(why()));
         });
         assert_eq!(all.len(), PROMISES.iter().filter(|promise| promise.given != Given::ToUser).count());
+    }
+
+    #[test]
+    fn what_the_host_does_not_offer_is_not_called_broken() {
+        let (mut core, mut ozone) = (jailed(99), jailed(97));
+        let users = Ok(Users::new());
+        let namespaces = |facts: &mut Facts| facts.namespaces.as_mut().unwrap().clone();
+        let judge = |core: &Facts, ozone: &Facts, offers_user_namespaces| {
+            let children = [core];
+            let around = Around { ozone, core, children: &children, init: None, users: &users, offers_user_namespaces };
+            let of = |name| {
+                let promise = PROMISES.iter().find(|promise| promise.name == name).unwrap();
+                let judged = (promise.judge)(&Child { role: Role::Core, facts: core, around });
+                Finding::judged(promise.name, judged).verdict
+            };
+            [of("own user namespace"), of("one uid in its user namespace"), of("own time namespace")]
+        };
+        assert_eq!(judge(&core, &ozone, false), [Verdict::Holds; 3]);
+        share("user", &mut core, &ozone);
+        core.user_map = Ok(vec![u32::MAX]);
+        assert_eq!(judge(&core, &ozone, true), [Verdict::Broken, Verdict::Broken, Verdict::Holds]);
+        assert_eq!(judge(&core, &ozone, false), [Verdict::NotOffered, Verdict::NotOffered, Verdict::Holds]);
+        for facts in [&mut core, &mut ozone] {
+            let mut without = namespaces(facts);
+            without.remove("time");
+            facts.namespaces = Ok(without);
+        }
+        assert_eq!(judge(&core, &ozone, false), [Verdict::NotOffered; 3]);
     }
 
     #[test]
@@ -547,7 +605,9 @@ mod tests {
         let (core, mut ozone) = (jailed(99), jailed(97));
         let users = Ok(Users::new());
         let judge = |ozone: &Facts| {
-            let around = Around { ozone, core: &core, children: &[&core], init: None, users: &users };
+            let (children, offers_user_namespaces) = ([&core], true);
+            let around =
+                Around { ozone, core: &core, children: &children, init: None, users: &users, offers_user_namespaces };
             let findings = of_ozone(around);
             assert!(findings.iter().any(|it| it.verdict == Verdict::Told && it.promise == "seccomp"));
             let broken = findings.iter().filter(|it| it.verdict == Verdict::Broken);
@@ -565,8 +625,15 @@ mod tests {
             (thread.uids, thread.capabilities) = ([0; 4], [0, OF_OZONE, OF_OZONE, OF_OZONE, 0]);
         }
         assert!(judge(&ozone).is_empty());
+        for (set, change) in [(3, 1 << 16), (1, 1 << 21), (0, 1 << 21), (4, 1 << 1)] {
+            thread(&mut ozone).capabilities[set] ^= change;
+            assert_eq!(judge(&ozone), ["only capabilities to start processes"], "{set}");
+            thread(&mut ozone).capabilities[set] ^= change;
+        }
+        thread(&mut ozone).seccomp = 0;
+        assert_eq!(judge(&ozone), ["a seccomp filter"]);
+        thread(&mut ozone).seccomp = 2;
         thread(&mut ozone).capabilities[3] |= 1 << 16;
-        assert_eq!(judge(&ozone), ["only capabilities to start processes"]);
         thread(&mut ozone).no_new_privs = false;
         assert_eq!(judge(&ozone), ["no new privileges", "only capabilities to start processes"]);
     }

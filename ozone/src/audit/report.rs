@@ -57,13 +57,15 @@ pub enum Short {
     Broken(String),
     /// This user may not see.
     Hidden(String),
+    /// This host has nothing to keep it with.
+    NotOffered(String),
 }
 
 impl Short {
     /// The words.
     pub fn words(self) -> String {
         match self {
-            Self::Broken(words) | Self::Hidden(words) => words,
+            Self::Broken(words) | Self::Hidden(words) | Self::NotOffered(words) => words,
         }
     }
 }
@@ -87,6 +89,8 @@ pub enum Verdict {
     Broken,
     /// Nobody but the process itself can know, or root.
     NotVisible,
+    /// It does not, since this host has nothing to keep it with.
+    NotOffered,
     /// It is none: this is only told.
     Told,
 }
@@ -97,6 +101,7 @@ impl Verdict {
             Self::Holds => "holds",
             Self::Broken => "BROKEN",
             Self::NotVisible => "not visible",
+            Self::NotOffered => "not offered",
             Self::Told => "told",
         }
     }
@@ -114,6 +119,7 @@ impl Finding {
             Ok(found) => Self::new(promise, Verdict::Holds, &found),
             Err(Short::Broken(found)) => Self::new(promise, Verdict::Broken, &found),
             Err(Short::Hidden(why)) => Self::new(promise, Verdict::NotVisible, &why),
+            Err(Short::NotOffered(why)) => Self::new(promise, Verdict::NotOffered, &why),
         }
     }
 }
@@ -160,9 +166,14 @@ impl Process {
             return format!("not judged: {why}");
         }
         let count = |verdict| self.promises.iter().filter(|finding| finding.verdict == verdict).count();
-        let (holds, broken, hidden) = (count(Verdict::Holds), count(Verdict::Broken), count(Verdict::NotVisible));
-        let hidden = if hidden > 0 { format!(", {hidden} not visible from outside") } else { String::new() };
-        format!("{holds} of {} promises hold{hidden}", holds + broken)
+        let (holds, broken) = (count(Verdict::Holds), count(Verdict::Broken));
+        let besides =
+            [(Verdict::NotVisible, "not visible from outside"), (Verdict::NotOffered, "not offered by this host")];
+        let besides = besides.map(|(verdict, what)| match count(verdict) {
+            0 => String::new(),
+            count => format!(", {count} {what}"),
+        });
+        format!("{holds} of {} promises hold{}", holds + broken, besides.concat())
     }
 }
 
@@ -203,6 +214,13 @@ mod tests {
         let report = report(Verdict::NotVisible);
         assert!(report.holds);
         assert!(report.table(false).contains("1 of 1 promises hold, 1 not visible from outside"));
+    }
+
+    #[test]
+    fn what_the_host_does_not_offer_is_counted_and_breaks_nothing() {
+        let report = report(Verdict::NotOffered);
+        assert!(report.holds);
+        assert!(report.table(false).contains("1 of 1 promises hold, 1 not offered by this host"));
     }
 
     #[test]

@@ -18,11 +18,12 @@ use serde_json::Value;
 use crate::kvm_device;
 
 /// The tests of this file.
-pub const TESTS: [Test; 5] = [
+pub const TESTS: [Test; 6] = [
     Test::host("audit::a_machine_with_every_device_keeps_its_promises", a_machine_keeps_its_promises),
     Test::host("audit::what_is_broken_from_outside_is_found", what_is_broken_from_outside_is_found),
     Test::host("audit::processes_that_are_replaced_meanwhile_break_nothing", replaced_processes_break_nothing),
     Test::host("audit::an_ordinary_user_audits_a_machine", an_ordinary_user_audits_a_machine),
+    Test::host("audit::a_host_that_gives_no_user_namespaces_is_said", no_user_namespaces),
     Test::host("audit::a_machine_that_is_not_there_is_the_users_fault", no_such_machine),
 ];
 
@@ -105,7 +106,7 @@ fn a_machine_keeps_its_promises() -> Result<()> {
     for process in processes(&report).iter().filter(|process| process["name"] != "ozone") {
         let promises = process["promises"].as_array().context("promises")?;
         let with = |verdict: &str| promises.iter().filter(|finding| finding["verdict"] == verdict).count();
-        ensure!(with("holds") == 24 && with("not-visible") == 2, "{process:#}");
+        ensure!(with("holds") == 27 && with("not-visible") == 3, "{process:#}");
         ensure!(process["descriptors"].as_array().is_some_and(|all| all.len() >= 4), "{process:#}");
         ensure!(process["limits"].as_array().is_some_and(|all| all.len() >= 16), "{process:#}");
     }
@@ -242,6 +243,34 @@ fn an_ordinary_user_audits_a_machine() -> Result<()> {
         ensure!(text.lines().filter(holds).count() == 3, "'{promise}' of the core, the disk and the console:\n{text}");
     }
     vm.power_off()
+}
+
+/// Root's machines have them where ordinary users may make none, and go without where nobody has any.
+fn no_user_namespaces() -> Result<()> {
+    let verdicts = |report: &Value, promise: &str| {
+        let children = processes(report).iter().filter(|process| process["name"] != "ozone");
+        let all = children.flat_map(|process| process["promises"].as_array().cloned().unwrap_or_default());
+        let those = all.filter(|finding| finding["promise"] == promise);
+        those.map(|finding| finding["verdict"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let guest = || Ok::<_, anyhow::Error>(Guest::new()?.option("--name", NAME));
+    for (setting, value, verdict) in [
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "holds"),
+        ("/proc/sys/user/max_user_namespaces", "0", "not-offered"),
+    ] {
+        fs::write(setting, value).context(setting)?;
+        let mut vm = guest()?.boot()?;
+        if verdict != "holds" {
+            vm.expect_error("this host has no user namespaces for root's machines", ANSWER)?;
+        }
+        let report = expect_all_to_hold(&["ozone", "core", "console/console0"])?;
+        for promise in ["own user namespace", "one uid in its user namespace"] {
+            let found = verdicts(&report, promise);
+            ensure!(found == [verdict, verdict], "{setting} = {value}: {promise}: {found:?}");
+        }
+        vm.power_off()?;
+    }
+    Ok(())
 }
 
 fn no_such_machine() -> Result<()> {

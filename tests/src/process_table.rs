@@ -294,6 +294,7 @@ pub fn table(processes: &[Process]) -> String {
             },
             match filters.mode {
                 0 => "off".to_owned(),
+                2 if filters.filters == 1 => "1 filter".to_owned(),
                 2 => format!("{} filters", filters.filters),
                 mode => format!("mode {mode}"),
             },

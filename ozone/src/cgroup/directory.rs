@@ -2,30 +2,25 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::directory;
 use crate::landlock::{BitFlags, Domain, Right};
-use crate::runtime;
 
 /// The longest file that is read, in bytes: those of a group with many processes or block devices.
 const FILE_MAX: u64 = 1 << 20;
 
 /// A control group (cgroups(7)).
 #[derive(Debug)]
-pub struct Directory {
-    file: File,
-    /// For messages only.
-    path: PathBuf,
-}
+pub struct Directory(directory::Directory);
 
 impl Directory {
     /// The root of the mounted hierarchy.
@@ -33,24 +28,22 @@ impl Directory {
     /// # Errors
     /// What open(2) says.
     pub fn root(mount: &Path) -> Result<Self, Errno> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = open(mount, flags, Mode::empty())?;
-        Ok(Self { file: File::from(fd), path: mount.to_owned() })
+        directory::Directory::at(mount).map(Self)
     }
 
     /// Whether this is cgroup v2.
     pub fn is_unified(&self) -> bool {
-        fstatfs(&self.file).is_ok_and(|statistics| statistics.filesystem_type() == CGROUP2_SUPER_MAGIC)
+        fstatfs(&self.0).is_ok_and(|statistics| statistics.filesystem_type() == CGROUP2_SUPER_MAGIC)
     }
 
     /// The path, for messages.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// The path of a file in it, for messages.
     pub fn path_of(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+        self.0.path_of(name)
     }
 
     /// The group at this path below; no symbolic link and no other mount is followed (openat2(2)).
@@ -58,9 +51,7 @@ impl Directory {
     /// # Errors
     /// What openat2(2) says.
     pub fn open(&self, relative: &Path) -> Result<Self, Errno> {
-        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-        let fd = self.descriptor(relative, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-        Ok(Self { file: File::from(fd), path: self.path.join(relative) })
+        self.0.open(relative).map(Self)
     }
 
     /// Makes a group.
@@ -68,7 +59,7 @@ impl Directory {
     /// # Errors
     /// What mkdirat(2) says.
     pub fn make(&self, name: &str) -> Result<(), Errno> {
-        mkdirat(&self.file, name, Mode::from_bits_truncate(0o755))
+        self.0.make(name, Mode::from_bits_truncate(0o755))
     }
 
     /// Removes a group in which there is nobody.
@@ -76,7 +67,7 @@ impl Directory {
     /// # Errors
     /// What unlinkat(2) says: `EBUSY` for one with processes or groups in it.
     pub fn remove(&self, name: &str) -> Result<(), Errno> {
-        unlinkat(&self.file, name, UnlinkatFlags::RemoveDir)
+        self.0.remove(name)
     }
 
     /// What a file in it says.
@@ -84,7 +75,7 @@ impl Directory {
     /// # Errors
     /// What openat2(2) and read(2) say.
     pub fn read(&self, name: &str) -> Result<String, Errno> {
-        let file = File::from(self.descriptor(Path::new(name), OFlag::O_RDONLY)?);
+        let file = self.descriptor(name, OFlag::O_RDONLY)?;
         let mut text = String::new();
         file.take(FILE_MAX).read_to_string(&mut text).map_err(|error| errno(&error))?;
         Ok(text)
@@ -95,13 +86,13 @@ impl Directory {
     /// # Errors
     /// What openat2(2) and write(2) say.
     pub fn write(&self, name: &str, text: &str) -> Result<(), Errno> {
-        let mut file = File::from(self.descriptor(Path::new(name), OFlag::O_WRONLY)?);
+        let mut file = self.descriptor(name, OFlag::O_WRONLY)?;
         file.write(text.as_bytes()).map_err(|error| errno(&error)).map(drop)
     }
 
     /// Whether the caller may write to a file in it.
     pub fn may_write(&self, name: &str) -> bool {
-        self.descriptor(Path::new(name), OFlag::O_WRONLY).is_ok()
+        self.descriptor(name, OFlag::O_WRONLY).is_ok()
     }
 
     /// Gives rights on one file in it back in a Landlock domain.
@@ -109,7 +100,7 @@ impl Directory {
     /// # Errors
     /// See [`Domain::allow`]; what openat2(2) says.
     pub fn allow(&self, domain: &mut Domain, name: &str, rights: BitFlags<Right>) -> Result<(), Errno> {
-        domain.allow(self.descriptor(Path::new(name), OFlag::O_PATH)?, rights)
+        domain.allow(self.descriptor(name, OFlag::O_PATH)?, rights)
     }
 
     /// Whether a file in it, which has words, has this one.
@@ -123,7 +114,7 @@ impl Directory {
     /// The names of the groups in it.
     pub fn children(&self) -> Vec<String> {
         // By the held descriptor: a path could mean another directory by now.
-        let entries = fs::read_dir(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        let entries = fs::read_dir(format!("/proc/self/fd/{}", self.as_fd().as_raw_fd()));
         let directory = |entry: fs::DirEntry| {
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             entry.file_name().into_string().ok().filter(|_| is_directory)
@@ -134,14 +125,12 @@ impl Directory {
     /// Takes the lock of the directory (flock(2)), which ends with this value, if nobody else has it and the directory is
     /// still where it was.
     pub fn claim(&self, parent: &Self, name: &str) -> bool {
-        let is_current = || parent.open(Path::new(name)).is_ok_and(|named| runtime::is_same(&named.file, &self.file));
-        self.file.try_lock().is_ok() && is_current()
+        self.0.claim(&parent.0, name)
     }
 
     /// Waits until no process is in it or below it; `false` at the deadline.
     pub fn wait_until_empty(&self, deadline: Instant) -> bool {
-        let Ok(events) = self.descriptor(Path::new("cgroup.events"), OFlag::O_RDONLY) else { return true };
-        let mut events = File::from(events);
+        let Ok(mut events) = self.descriptor("cgroup.events", OFlag::O_RDONLY) else { return true };
         loop {
             let mut text = String::new();
             // Read before every poll: it tells of changes since then (cgroup-v2.rst, "[Un]populated Notification").
@@ -159,15 +148,14 @@ impl Directory {
         }
     }
 
-    fn descriptor(&self, relative: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
-        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
-        openat2(&self.file, relative, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+    fn descriptor(&self, name: &str, flags: OFlag) -> Result<File, Errno> {
+        self.0.beneath(Path::new(name), flags)
     }
 }
 
 impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.0.as_fd()
     }
 }
 
@@ -204,22 +192,6 @@ mod tests {
         assert_eq!(a.open(Path::new("..")).unwrap_err(), Errno::EXDEV);
         assert_eq!(a.children(), ["b"]);
         assert_eq!(a.path_of("x"), parent.path().join("a/x"));
-    }
-
-    #[test]
-    fn a_group_is_claimed_once_and_where_it_is() {
-        let parent = tempfile::tempdir().unwrap();
-        let root = Directory::root(parent.path()).unwrap();
-        root.make("vm").unwrap();
-        let first = root.open(Path::new("vm")).unwrap();
-        let second = root.open(Path::new("vm")).unwrap();
-        assert!(first.claim(&root, "vm"));
-        assert!(!second.claim(&root, "vm"));
-        drop(first);
-        root.remove("vm").unwrap();
-        assert!(!second.claim(&root, "vm"), "it is not there any more");
-        root.make("vm").unwrap();
-        assert!(!second.claim(&root, "vm"), "it is another one");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use nix::unistd::geteuid;
 use protocol::{Fault, FaultKind};
 
 use crate::control::message::Usage;
+use crate::journal::{Entry, Identity, Journal, JournalError, Object};
 use crate::landlock::{Domain, Right};
 use crate::report;
 use crate::spec::VmSpec;
@@ -21,12 +22,14 @@ use crate::spec::limits::{Key, MOUNT, parse_list};
 
 mod delegated;
 mod directory;
+mod leftover;
 mod numa;
 mod place;
 mod plan;
 mod usage;
 
 use directory::Directory;
+pub use leftover::{undo, undo_common, undo_controllers};
 use place::{COMMON, Parent, Place};
 use plan::{Plan, Setting};
 
@@ -73,6 +76,9 @@ pub enum CgroupError {
         /// Why.
         problem: String,
     },
+    /// It cannot be written down that a group is about to be made.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// Another machine has the group.
     #[error("{}: another machine has this cgroup; give this one another --name or --cgroup-parent", .0.display())]
     Taken(PathBuf),
@@ -181,6 +187,23 @@ struct Groups {
     leaves: Vec<Leaf>,
     /// Whether `ozone` is in its leaf.
     inside: Cell<bool>,
+    journal: Journal,
+    noted: Noted,
+}
+
+/// What the journal says of the groups.
+#[derive(Debug, Default)]
+struct Noted {
+    /// The group of all machines.
+    common: Option<Entry>,
+    /// The controllers in the group that `ozone` came from.
+    controllers: Option<Entry>,
+    /// The machine's group.
+    machine: Option<Entry>,
+    /// The leaf of `ozone`.
+    ozone: Option<Entry>,
+    /// The group of all others, and the leaves in it.
+    jailed: Vec<Entry>,
 }
 
 /// The group of one process.
@@ -191,13 +214,6 @@ struct Leaf {
     directory: Directory,
 }
 
-impl Leaf {
-    fn make(parent: &Directory, planned: &plan::Leaf) -> Result<Self, CgroupError> {
-        let directory = make(parent, &planned.name)?;
-        Ok(Self { name: planned.name.clone(), process: planned.process.clone(), directory })
-    }
-}
-
 impl Cgroups {
     /// Makes the groups of a machine and writes its limits into them.
     ///
@@ -205,8 +221,8 @@ impl Cgroups {
     ///
     /// # Errors
     /// An input or host fault for a limit that cannot be had, naming its argument.
-    pub fn make(spec: &VmSpec) -> Result<Self, Fault> {
-        match Groups::make(spec) {
+    pub fn make(spec: &VmSpec, journal: &Journal) -> Result<Self, Fault> {
+        match Groups::make(spec, journal) {
             Ok(groups) => Ok(Self { groups: Some(groups) }),
             Err((argument, error)) => match argument.as_deref().or(spec.limits.argument()) {
                 None => {
@@ -277,7 +293,7 @@ fn general(error: CgroupError) -> About {
 }
 
 impl Groups {
-    fn make(spec: &VmSpec) -> Result<Self, About> {
+    fn make(spec: &VmSpec, journal: &Journal) -> Result<Self, About> {
         let numa = spec.limits.numa.as_ref().map(|node| {
             let problem = |problem| CgroupError::Numa { argument: node.argument.clone(), problem };
             numa::processors(Path::new(numa::NODES), node.value).map_err(problem)
@@ -285,10 +301,11 @@ impl Groups {
         let numa = numa.transpose().map_err(general)?;
         let plan = Plan::new(spec, numa.as_deref(), std::process::id());
         let place = Place::find(&spec.limits).map_err(general)?;
-        let (parent, machine) = claim(&place, &plan.name).map_err(general)?;
+        let (parent, machine, noted) = noted_claim(&place, &plan.name, journal).map_err(general)?;
         let name = plan.name.clone();
         let (leaves, inside) = (Vec::new(), Cell::new(false));
-        let mut groups = Self { place, parent, machine, name, jailed: None, leaves, inside };
+        let journal = journal.clone();
+        let mut groups = Self { place, parent, machine, name, jailed: None, leaves, inside, journal, noted };
         groups.fill(&plan)?;
         groups.sweep();
         Ok(groups)
@@ -309,12 +326,29 @@ impl Groups {
         Ok(())
     }
 
+    /// Makes a group in another, with its entry in the journal.
+    fn make_in(&self, parent: &Directory, name: &str) -> Result<(Directory, Entry), CgroupError> {
+        let path = parent.path_of(name);
+        let path = path.strip_prefix(self.place.root.path()).unwrap_or(&path).to_owned();
+        self.journal.make(Object::Cgroup { path }, || {
+            let group = make(parent, name)?;
+            let identity = group.id().ok().map(Identity::File);
+            Ok((group, identity))
+        })
+    }
+
+    fn make_leaf(&self, parent: &Directory, planned: &plan::Leaf) -> Result<(Leaf, Entry), About> {
+        let (directory, entry) = self.make_in(parent, &planned.name).map_err(general)?;
+        Ok((Leaf { name: planned.name.clone(), process: planned.process.clone(), directory }, entry))
+    }
+
     /// Makes the leaves and writes every value.
     fn fill(&mut self, plan: &Plan) -> Result<(), About> {
         let mut leaves = plan.leaves.iter();
         if let Some(ozone) = leaves.next() {
-            let leaf = Leaf::make(&self.machine, ozone).map_err(general)?;
+            let (leaf, entry) = self.make_leaf(&self.machine, ozone)?;
             self.leaves.push(leaf);
+            self.noted.ozone = Some(entry);
         }
         // A group with processes in it cannot have controllers for those below; and a user who cannot come in from where
         // ozone is cannot clone into it either, so that is found out now.
@@ -331,7 +365,8 @@ impl Groups {
         }
         let needed_of_jailed: Vec<_> = plan.needed_of_jailed();
         missing.extend(enable(std::slice::from_ref(&self.machine), &needed_of_jailed, &plan::WISHED_OF_MACHINE)?);
-        let jailed = make(&self.machine, JAILED).map_err(general)?;
+        let (jailed, entry) = self.make_in(&self.machine, JAILED).map_err(general)?;
+        self.noted.jailed.push(entry);
         let jailed = self.jailed.insert(jailed);
         for setting in memory {
             set(jailed, setting)?;
@@ -340,7 +375,10 @@ impl Groups {
         let _ = jailed.write("memory.oom.group", "1");
         missing.extend(enable(std::slice::from_ref(jailed), &plan.needed_of_leaves(), &plan::WISHED_OF_PROCESS)?);
         for leaf in leaves {
-            self.leaves.push(Leaf::make(jailed, leaf).map_err(general)?);
+            let Some(jailed) = &self.jailed else { break };
+            let (leaf, entry) = self.make_leaf(jailed, leaf)?;
+            self.leaves.push(leaf);
+            self.noted.jailed.push(entry);
         }
         for (leaf, planned) in self.leaves.iter().zip(&plan.leaves) {
             for setting in &planned.settings {
@@ -408,19 +446,24 @@ impl Groups {
         }
     }
 
-    fn remove(&self) -> Result<(), CgroupError> {
+    fn remove(&mut self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + KILL_PATIENCE;
         if let Some(jailed) = &self.jailed {
             clear(&self.machine, jailed, JAILED, deadline)?;
         }
+        self.noted.jailed.drain(..).rev().for_each(Entry::undone);
         self.leave()?;
         if let Some(leaf) = self.leaves.first() {
             remove(&self.machine, &leaf.directory, &leaf.name, deadline)?;
         }
+        self.noted.ozone.take().into_iter().for_each(Entry::undone);
         remove(&self.parent, &self.machine, &self.name, deadline)?;
-        if self.place.parent == Parent::Common {
-            // Not when another machine is in it.
+        self.noted.machine.take().into_iter().for_each(Entry::undone);
+        self.noted.controllers.take().into_iter().for_each(Entry::undone);
+        if let Some(common) = self.noted.common.take() {
+            // Not when another machine is in it, whose it is then.
             let _ = self.place.root.remove(COMMON);
+            common.undone();
         }
         Ok(())
     }
@@ -436,6 +479,34 @@ impl Drop for Groups {
 
 fn file(operation: &'static str, path: PathBuf, errno: Errno) -> CgroupError {
     CgroupError::File { operation, path, errno }
+}
+
+/// Makes the machine's group, as [`claim`] does, with what the journal says of it.
+fn noted_claim(place: &Place, name: &str, journal: &Journal) -> Result<(Directory, Directory, Noted), CgroupError> {
+    let mut noted = Noted::default();
+    match &place.parent {
+        Parent::Common => noted.common = Some(journal.record(Object::CommonCgroup { path: COMMON.into() })?),
+        Parent::Own(path) => noted.controllers = Some(journal.record(Object::Controllers { path: path.clone() })?),
+        Parent::Given(_) => {}
+    }
+    let claimed = journal.make(Object::Cgroup { path: place.parent.path().join(name) }, || {
+        let (parent, machine) = claim(place, name)?;
+        let identity = machine.id().ok().map(Identity::File);
+        Ok(((parent, machine), identity))
+    });
+    match claimed {
+        Ok(((parent, machine), entry)) => {
+            noted.machine = Some(entry);
+            Ok((parent, machine, noted))
+        }
+        Err(error) => {
+            if noted.common.is_some() {
+                let _ = place.root.remove(COMMON);
+            }
+            noted.common.into_iter().chain(noted.controllers).for_each(Entry::undone);
+            Err(error)
+        }
+    }
 }
 
 /// Makes the machine's group and takes its lock; the parent, and the group. One that a killed machine has left is removed.

@@ -59,6 +59,16 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Undo what killed machines have left on this host: cgroups, sockets, directories. Machines that run are left alone
+    #[command(after_help = GC)]
+    Gc {
+        /// Machines, as --name calls them; every one of this user if none is given
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show which promises about a running machine's processes hold, as the kernel and not the configuration has it
     #[command(after_help = AUDIT)]
     Audit {
@@ -79,6 +89,15 @@ Example: ozone audit web1 --all
 
 The exit code is 0 if every promise holds that can be seen from outside, 1 if one does not, 2 if there is no such machine and
 3 if it cannot be read.";
+
+/// What follows the help of `ozone gc`.
+const GC: &str = "\
+Example: ozone gc web1 --json
+
+Each thing that is removed is a line on standard output, each that is not one on standard error with the reason. What has
+taken the place of something, a file of yours at the path of a socket, stays. The exit code is 0 if nothing is left, 1 if
+something could not be removed, 2 if a machine that is named runs, and 3 if the directory of the machines cannot be read. It
+may be run at any time and again; 'ozone run' does the same for a machine of its own name.";
 
 /// The machine, as options. What an option says goes before what the file of --spec says.
 #[derive(Debug, Default, Args)]
@@ -198,6 +217,14 @@ mod tests {
             let Parsed::Wrong(text) = line(words) else { panic!("{words:?} is accepted") };
             assert!(text.contains(named), "{words:?}: {text}");
             assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_help_has_an_example() {
+        for command in ["audit", "gc"] {
+            let Parsed::Text(help) = line(&[command, "--help"]) else { panic!("no help") };
+            assert!(help.contains(&format!("Example: ozone {command}")) && help.contains("exit code"), "{help}");
         }
     }
 

@@ -13,7 +13,7 @@ use crate::process::Process;
 pub const CODES: &str = "\
 Exit codes:
   0      the guest switched itself off, reset itself with --no-reboot, or was left with Ctrl-A x
-  1      'ozone audit' found a promise that does not hold
+  1      'ozone audit' found a promise that does not hold; 'ozone gc' could not remove something
   2      what you asked for cannot be: an option, a file, the spec
   3      the host lacks something or refused it
   4      a defect of ozone
@@ -25,7 +25,7 @@ Exit codes:
 
 Signals: SIGTERM, SIGINT, SIGHUP and SIGQUIT end the machine at once; SIGPWR presses the guest's power button.";
 
-/// The exit code of `ozone audit` when a promise does not hold; no other command has it.
+/// The exit code of `ozone audit` when a promise does not hold, and of `ozone gc` when something stays; no other command has it.
 pub const BROKEN: u8 = 1;
 
 /// How a run ended.

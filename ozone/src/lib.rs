@@ -6,10 +6,14 @@ pub mod cgroup;
 pub mod cli;
 pub mod confine;
 pub mod control;
+#[cfg(feature = "crash-points")]
+pub mod crash;
 pub mod directory;
 pub mod exit;
+pub mod gc;
 pub mod ioctl;
 pub mod jail;
+pub mod journal;
 pub mod landlock;
 pub mod notify;
 pub mod process;

@@ -13,11 +13,13 @@ use ozone::control::client;
 use ozone::control::message::{Answer, Request};
 use ozone::control::server::Server;
 use ozone::exit::{self, Ending};
+use ozone::gc;
 use ozone::jail::Ground;
+use ozone::journal::Journal;
 use ozone::notify::Notify;
 use ozone::report;
 use ozone::resources::{self, Resources, terminal};
-use ozone::runtime;
+use ozone::runtime::{self, Home};
 use ozone::spec::{self, VmSpec, file::SpecFile};
 use ozone::supervisor::{Backoff, Setting, Signals, Spawned, Tallies};
 use ozone::trace::Trace;
@@ -55,6 +57,14 @@ fn main() -> ExitCode {
             }
             Err(fault) => end(&Ending::Fault(fault)),
         },
+        Command::Gc { names, json } => match gc::collect(&names) {
+            Ok(report) => {
+                report.tell(json);
+                let printed = if json { print_json(&report) } else { print(&report.lines()) };
+                if report.is_clean() || printed != ExitCode::SUCCESS { printed } else { ExitCode::from(exit::BROKEN) }
+            }
+            Err(fault) => end(&Ending::Fault(fault)),
+        },
         Command::Stat { name, json } => match client::ask(&name, &Request::Usage) {
             Ok(Answer::Usage(usage)) if json => print_json(&usage),
             Ok(Answer::Usage(usage)) => print(&client::usage_table(&name, &usage)),
@@ -71,19 +81,26 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     trace.done(started, &"resolve the machine");
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
     let notify = Notify::from_environment()?;
-    let server = server(&spec)?;
+    let home = home(&spec)?;
+    let journal = home.as_ref().map_or_else(Journal::none, Home::journal);
+    let server = home.as_ref().filter(|_| spec.name.is_some()).map(Server::open).transpose()?;
     let start = trace.now();
-    let resources = Resources::open(&spec)?;
+    let resources = Resources::open(&spec, &journal)?;
     trace.done(start, &"open resources");
     let start = trace.now();
-    let uids = Uids::claim()?;
+    let uids = Uids::claim(&journal)?;
     trace.done(start, &"claim uids");
     let start = trace.now();
-    let cgroups = Cgroups::make(&spec)?;
+    let cgroups = Cgroups::make(&spec, &journal)?;
     trace.done(start, &"make cgroups");
     let start = trace.now();
     let ground = Ground::make(uids.identity(0))?;
     trace.done(start, &"make empty root");
+    if home.is_none() {
+        report::say(
+            "XDG_RUNTIME_DIR is not set: no command finds this machine, and 'ozone gc' not what a kill -9 leaves",
+        );
+    }
     resources.announce(&spec);
     uids.announce();
     ground.announce();
@@ -93,7 +110,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
         resources.allow(domain)?;
         uids.allow(domain)?;
         cgroups.allow(domain)?;
-        server.as_ref().map_or(Ok(()), |server| server.allow(domain))
+        home.as_ref().map_or(Ok(()), |home| home.allow(domain))
     })?;
     trace.done(start, &"confine ozone");
     let tallies = Tallies::new(spec.devices.len());
@@ -145,14 +162,12 @@ fn launch(setting: Setting<'_>) -> Result<Ending, Ending> {
     Ok(running.supervise())
 }
 
-/// Where the machine is spoken to, if it has a name and its user a place for that.
-fn server(spec: &VmSpec) -> Result<Option<Server>, Fault> {
-    let Some(name) = &spec.name else { return Ok(None) };
-    let Some(directory) = runtime::directory() else {
-        report::say("XDG_RUNTIME_DIR is not set: 'ozone restart' and its like will not find this machine");
-        return Ok(None);
-    };
-    Ok(Some(Server::open(&directory, name)?))
+/// The machine's own directory, if its user has a place for that. What a killed machine of the same name left is undone.
+fn home(spec: &VmSpec) -> Result<Option<Home>, Fault> {
+    let Some(base) = runtime::directory() else { return Ok(None) };
+    let (home, leftovers) = Home::claim(&base, spec.name.as_deref())?;
+    gc::undo_before_start(&home, leftovers);
+    Ok(Some(home))
 }
 
 /// What comes of a command to a machine.

@@ -17,7 +17,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 use protocol::{BlkSpec, ConsoleSpec, DeviceKind, DeviceSpec, Fault, FaultKind, NetSpec};
 
+use crate::directory::walk;
 use crate::ioctl;
+use crate::journal::{Journal, JournalError};
 use crate::landlock::{self, Domain, Right};
 use crate::process::Process;
 use crate::report;
@@ -46,6 +48,13 @@ impl ResourceError {
     /// The host lacks something.
     fn host(subject: impl fmt::Display, problem: impl Into<String>) -> Self {
         Self { kind: FaultKind::Host, subject: subject.to_string(), problem: problem.into() }
+    }
+}
+
+impl From<JournalError> for ResourceError {
+    fn from(error: JournalError) -> Self {
+        let Fault { kind, message } = Fault::from(error);
+        Self { kind, subject: "journal".to_owned(), problem: message }
     }
 }
 
@@ -197,7 +206,7 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError`] naming the argument; nothing is left behind.
-    pub fn open(spec: &VmSpec) -> Result<Self, ResourceError> {
+    pub fn open(spec: &VmSpec, journal: &Journal) -> Result<Self, ResourceError> {
         let kernel = open_image(&spec.kernel)?;
         let initrd = spec.initrd.as_ref().map(open_image).transpose()?;
         let images = disk::open_all(spec)?;
@@ -212,8 +221,10 @@ impl Resources {
         for device in &spec.devices {
             let host = match &device.config {
                 DeviceConfig::Disk(_) => images.next().map(HostDevice::Disk),
-                DeviceConfig::Net(net) => Some(HostDevice::Net(tap::open(net, &device.argument)?)),
-                DeviceConfig::Console(place) => Some(HostDevice::Console(console::open(place, &device.argument)?)),
+                DeviceConfig::Net(net) => Some(HostDevice::Net(tap::open(net, &device.argument, journal)?)),
+                DeviceConfig::Console(place) => {
+                    Some(HostDevice::Console(console::open(place, &device.argument, journal)?))
+                }
             };
             devices.extend(host);
         }
@@ -312,15 +323,17 @@ impl Executables {
 pub fn trace_file(path: Option<&str>) -> Result<Option<File>, ResourceError> {
     let Some(path) = path else { return Ok(None) };
     let wrong = |problem: String| ResourceError::input(format_args!("--boot-trace {}", path.escape_debug()), problem);
-    // Without O_NONBLOCK the open of a FIFO waits for a reader.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path);
-    let file = file.map_err(|error| wrong(said(&error)))?;
+    let mode = Mode::from_bits_truncate(0o666);
+    let file =
+        walk::open_for_writing(Path::new(path), OFlag::empty(), mode).map_err(|error| wrong(error.to_string()))?;
     match file.metadata() {
-        Ok(metadata) if metadata.is_file() => Ok(Some(file)),
-        Ok(_) => Err(wrong("is not a plain file".to_owned())),
-        Err(error) => Err(wrong(said(&error))),
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(wrong("is not a plain file".to_owned())),
+        Err(error) => return Err(wrong(said(&error))),
     }
+    // Not before it is known what it is.
+    file.set_len(0).map_err(|error| wrong(said(&error)))?;
+    Ok(Some(file))
 }
 
 /// Opens a kernel or an initial ramdisk. What is in it is for the jailed core to find out.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use protocol::{CpuModel, Cpus, DeviceId, DeviceKind, Fault, Machine, Memory};
 
 use crate::cli::Options;
+use crate::runtime;
 
 pub mod file;
 pub mod limits;
@@ -407,9 +408,7 @@ impl RawSpec {
 
     fn name(&self) -> Result<Option<String>, SpecError> {
         let Some(name) = self.file.name.clone() else { return Ok(None) };
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if begins && name.len() <= 64 && name.chars().all(allowed) {
+        if runtime::is_name(&name) {
             Ok(Some(name))
         } else {
             let problem = "a name is 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit";

@@ -1,27 +1,31 @@
 //! Users of the host for the processes of one machine.
 //!
-//! As root every machine takes a slot of uids that no other machine has, for as long as it runs. The claim is a lock on
-//! byte N of a file, tied to the open file description: it vanishes with `ozone`, however that ends.
+//! As root every machine takes the first free slot of uids, for as long as it runs. The claim is a lock on the bytes of a file that have the uids' numbers, tied to the open
+//! file description: it vanishes with `ozone`, however that ends.
 
-use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid};
 use protocol::Fault;
 
 use crate::jail::Identity;
+use crate::journal::{self, Journal, JournalError, Object, Vanishing};
 use crate::landlock::Domain;
 use crate::report;
-use crate::runtime::{self, RuntimeError};
+use crate::runtime::{Base, RuntimeError};
 
 /// Where the claims are.
 const DIRECTORY: &str = "/run/ozone";
+
+/// The file of claims.
+pub const FILE: &str = "uids.lock";
 
 /// The first uid of slot 0: above every range that distributions and systemd-nspawn hand out.
 const FIRST: u32 = 0x7000_0000;
@@ -41,14 +45,21 @@ pub enum UidError {
     /// The file of claims or its directory cannot be used.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// They cannot be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// Every slot is taken.
-    #[error("{0}: all {SLOTS} slots of uids are taken")]
-    Full(PathBuf),
+    #[error("{DIRECTORY}/{FILE}: all {SLOTS} slots of uids are taken")]
+    Full,
 }
 
 impl From<UidError> for Fault {
     fn from(error: UidError) -> Self {
-        Fault::host(error.to_string())
+        match error {
+            UidError::Runtime(error) => error.into(),
+            UidError::Journal(error) => error.into(),
+            UidError::Full => Fault::host(error.to_string()),
+        }
     }
 }
 
@@ -56,7 +67,7 @@ impl From<UidError> for Fault {
 #[derive(Debug)]
 pub enum Uids {
     /// A uid per process.
-    Slot(Slot),
+    Range(Claim),
     /// The caller's uid for all of them, since it is no root.
     Caller {
         /// Its effective uid.
@@ -66,12 +77,14 @@ pub enum Uids {
     },
 }
 
-/// A claimed slot.
+/// A range of uids that no other machine has.
 #[derive(Debug)]
-pub struct Slot {
-    number: u32,
-    directory: PathBuf,
-    claim: File,
+pub struct Claim {
+    first: u32,
+    count: u32,
+    base: Base,
+    file: File,
+    _noted: Option<Vanishing>,
 }
 
 impl Uids {
@@ -79,12 +92,15 @@ impl Uids {
     ///
     /// # Errors
     /// [`UidError`]; never as an ordinary user.
-    pub fn claim() -> Result<Self, UidError> {
-        if geteuid().is_root() {
-            Slot::claim(Path::new(DIRECTORY)).map(Self::Slot)
-        } else {
-            Ok(Self::Caller { uid: geteuid().as_raw(), gid: getegid().as_raw() })
+    pub fn claim(journal: &Journal) -> Result<Self, UidError> {
+        if !geteuid().is_root() {
+            return Ok(Self::Caller { uid: geteuid().as_raw(), gid: getegid().as_raw() });
         }
+        let mut claim = Claim::derived(Path::new(DIRECTORY))?;
+        // Which ones they are is known only now; the lock needs nobody to undo it.
+        let entry = journal.record(Object::Uids { first: claim.first, count: claim.count })?;
+        claim._noted = Some(entry.vanishing());
+        Ok(Self::Range(claim))
     }
 
     /// Says so when the processes cannot have users of their own.
@@ -100,7 +116,7 @@ impl Uids {
     /// See [`Domain::allow`].
     pub fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
         match self {
-            Self::Slot(slot) => domain.allow_to_remove(&slot.directory),
+            Self::Range(claim) => claim.base.allow(domain),
             Self::Caller { .. } => Ok(()),
         }
     }
@@ -108,63 +124,92 @@ impl Uids {
     /// Who the process with this place in the machine is: 0 for the core, 1 and up for devices.
     pub fn identity(&self, place: u8) -> Identity {
         match self {
-            Self::Slot(slot) => Identity::Own(FIRST + slot.number * PER_SLOT + u32::from(place) % PER_SLOT),
+            Self::Range(claim) => Identity::Own(claim.first + u32::from(place) % claim.count),
             Self::Caller { uid, gid } => Identity::Mapped { uid: *uid, gid: *gid },
         }
     }
 }
 
-impl Slot {
-    fn claim(directory: &Path) -> Result<Self, UidError> {
-        let path = directory.join("uids.lock");
+impl Claim {
+    fn open(directory: &Path) -> Result<Self, UidError> {
+        let base = Base::make(directory)?;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NONBLOCK;
+        let file = base.directory().file(OsStr::new(FILE), flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let file = file.map_err(|errno| RuntimeError::File { path: base.directory().path_of(FILE), errno })?;
+        Ok(Self { first: 0, count: 1, base, file, _noted: None })
+    }
+
+    /// Tries until it has uids: `try_lock` says which.
+    fn take(directory: &Path, try_lock: impl Fn(&File) -> Option<(u32, u32)>) -> Result<Option<Self>, UidError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            runtime::make(directory)?;
-            let opened = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path);
-            let claim = match opened {
-                Ok(claim) => claim,
+            match Self::open(directory) {
+                Ok(mut claim) => {
+                    // The last user may have removed the file between the open and the lock: the claim is worth nothing then.
+                    if let Some((first, count)) = try_lock(&claim.file)
+                        && claim.base.directory().names(FILE, &claim.file)
+                    {
+                        (claim.first, claim.count) = (first, count);
+                        return Ok(Some(claim));
+                    }
+                }
                 // The last user removed the directory in between.
-                Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < deadline => continue,
-                Err(error) => return Err(RuntimeError::File { path, error }.into()),
-            };
-            let number = (0..SLOTS).find(|slot| lock(&claim, (*slot).into(), 1).is_ok());
-            // The last user may have removed the file between the open and the lock: the claim is worth nothing then.
-            match (number, runtime::is_current(&claim, &path)) {
-                (Some(number), true) => return Ok(Self { number, directory: directory.to_owned(), claim }),
-                _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-                _ => return Err(UidError::Full(path)),
+                Err(UidError::Runtime(RuntimeError::File { errno: Errno::ENOENT, .. })) => {}
+                Err(error) => return Err(error),
             }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
+
+    fn derived(directory: &Path) -> Result<Self, UidError> {
+        let free = |file: &File| {
+            let mut firsts = (0..SLOTS).map(|slot| FIRST + slot * PER_SLOT);
+            firsts.find(|first| lock(file, *first, PER_SLOT).is_ok()).map(|first| (first, PER_SLOT))
+        };
+        Self::take(directory, free)?.ok_or(UidError::Full)
+    }
+
 }
 
-impl Drop for Slot {
+impl Drop for Claim {
     fn drop(&mut self) {
-        // A lock on the whole file is granted to its only user. Length 0 means to the end.
-        if lock(&self.claim, 0, 0).is_ok() {
-            let path = self.directory.join("uids.lock");
-            if runtime::is_current(&self.claim, &path) {
-                let _ = fs::remove_file(path);
-                // Not when something else is in it.
-                let _ = fs::remove_dir(&self.directory);
-            }
-        }
+        remove_unused(&self.base, &self.file);
     }
 }
 
-fn lock(file: &File, start: i64, length: i64) -> Result<(), Errno> {
+/// Removes the file of claims if it is nobody else's, and the directory if nothing else is in it; whether the file was removed.
+fn remove_unused(base: &Base, file: &File) -> bool {
+    // A lock on the whole file is granted to its only user. Length 0 means to the end.
+    let is_ours = lock(file, 0, 0).is_ok() && base.directory().names(FILE, file);
+    let removed = is_ours && base.directory().unlink(FILE).is_ok();
+    if removed {
+        journal::point(format_args!("the file of uids removed"));
+        base.remove();
+    }
+    removed
+}
+
+/// Removes the file of claims that killed machines have left; whether there was one.
+///
+/// # Errors
+/// [`RuntimeError`].
+pub fn sweep(base: &Base) -> Result<bool, RuntimeError> {
+    match base.directory().file(OsStr::new(FILE), OFlag::O_RDWR | OFlag::O_NONBLOCK, Mode::empty()) {
+        Ok(file) => Ok(remove_unused(base, &file)),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(RuntimeError::File { path: base.directory().path_of(FILE), errno }),
+    }
+}
+
+fn lock(file: &File, first: u32, count: u32) -> Result<(), Errno> {
     let lock = libc::flock {
         l_type: libc::F_WRLCK as i16,
         l_whence: libc::SEEK_SET as i16,
-        l_start: start,
-        l_len: length,
+        l_start: first.into(),
+        l_len: count.into(),
         l_pid: 0,
     };
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
@@ -172,7 +217,7 @@ fn lock(file: &File, start: i64, length: i64) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::DirBuilder;
+    use std::fs::{self, DirBuilder};
     use std::os::unix::fs::DirBuilderExt;
 
     use super::*;
@@ -181,11 +226,11 @@ mod tests {
     fn slots_are_taken_once_and_the_last_user_cleans_up() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("ozone");
-        let first = Slot::claim(&directory).unwrap();
-        let second = Slot::claim(&directory).unwrap();
-        assert_eq!((first.number, second.number), (0, 1));
+        let first = Claim::derived(&directory).unwrap();
+        let second = Claim::derived(&directory).unwrap();
+        assert_eq!((first.first, second.first), (FIRST, FIRST + PER_SLOT));
         drop(first);
-        assert_eq!(Slot::claim(&directory).unwrap().number, 0, "a slot given back is free again");
+        assert_eq!(Claim::derived(&directory).unwrap().first, FIRST, "a slot given back is free again");
         assert!(directory.exists());
         drop(second);
         assert!(!directory.exists());
@@ -196,17 +241,35 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("ozone");
         DirBuilder::new().mode(0o755).create(&directory).unwrap();
-        assert!(matches!(Slot::claim(&directory), Err(UidError::Runtime(RuntimeError::Shared(_)))));
+        let refused = || matches!(Claim::derived(&directory), Err(UidError::Runtime(RuntimeError::Shared(_))));
+        assert!(refused());
         fs::remove_dir(&directory).unwrap();
         std::os::unix::fs::symlink(parent.path(), &directory).unwrap();
-        assert!(matches!(Slot::claim(&directory), Err(UidError::Runtime(RuntimeError::Shared(_)))));
+        assert!(refused());
+    }
+
+    #[test]
+    fn a_killed_machines_file_is_swept_and_a_running_ones_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("ozone");
+        let claim = Claim::derived(&directory).unwrap();
+        let base = Base::open(&directory).unwrap().unwrap();
+        assert!(!sweep(&base).unwrap(), "it is in use");
+        drop(claim);
+        assert!(!directory.exists());
+        DirBuilder::new().mode(0o700).create(&directory).unwrap();
+        fs::write(directory.join(FILE), "").unwrap();
+        assert!(sweep(&Base::open(&directory).unwrap().unwrap()).unwrap());
+        assert!(!directory.exists());
     }
 
     #[test]
     fn no_two_machines_share_a_uid() {
         let parent = tempfile::tempdir().unwrap();
-        let slots: Vec<Uids> = (0..3).map(|_| Uids::Slot(Slot::claim(&parent.path().join("ozone")).unwrap())).collect();
-        let mut ids: Vec<Identity> = slots.iter().flat_map(|slot| (0..16).map(|place| slot.identity(place))).collect();
+        let claims: Vec<Uids> =
+            (0..3).map(|_| Uids::Range(Claim::derived(&parent.path().join("ozone")).unwrap())).collect();
+        let mut ids: Vec<Identity> =
+            claims.iter().flat_map(|claim| (0..16).map(|place| claim.identity(place))).collect();
         ids.sort_by_key(|id| format!("{id:?}"));
         ids.dedup();
         assert_eq!(ids.len(), 48);

@@ -398,6 +398,7 @@ fn tests() -> ExitCode {
     add("a device that stays away comes back by hand", &all, by_hand);
     add("a machine rests and goes on", &all, rested);
     add("a name is one machine's", &all, named);
+    add("gc undoes what a kill -9 leaves, and nothing else", &all, collected);
     add("a service manager hears when the machine runs, goes round and ends", &kvm, notified);
     add("an audit finds what scripted processes lack", &all, audited);
     add("ozone itself keeps only what starting processes takes", &all, confined);
@@ -920,6 +921,69 @@ fn named() -> Result<(), Failed> {
     kill(second.pid(), Signal::SIGTERM)?;
     second.end();
     assert!(!Path::new("/run/ozone/machines").join(&name).exists());
+    Ok(())
+}
+
+fn collected() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let name = unique(&bench);
+    let own = Path::new("/run/ozone/machines").join(&name);
+    let words = ["--name", &name, "--console", "socket=console", "--console", "socket=other"];
+    let killed = || {
+        let run = bench.start(&words);
+        let children = run.children(3);
+        assert_eq!(ask(&bench, &["gc", &name]).0, 2, "it runs");
+        kill(run.pid(), Signal::SIGKILL).unwrap();
+        drop(run);
+        gone(&children);
+        assert!(own.join("journal").exists() && bench.path("console").exists());
+    };
+    killed();
+    // A file of the user's is where the socket was.
+    fs::remove_file(bench.path("console"))?;
+    fs::write(bench.path("console"), "mine")?;
+    let (code, text) = ask(&bench, &["gc", &name]);
+    assert_eq!(code, 0, "{text}");
+    let other = bench.path("other").canonicalize().unwrap_or(bench.path("other"));
+    for line in [
+        format!("{name}: removed socket {}", other.display()),
+        format!("{name}: removed its control socket"),
+        format!("{name}: removed directory {}", own.display()),
+    ] {
+        assert!(text.lines().any(|it| it == line), "no '{line}' in: {text}");
+    }
+    assert!(text.contains("console is not the socket that it was; it stays"), "{text}");
+    assert_eq!(fs::read_to_string(bench.path("console"))?, "mine");
+    assert!(!own.exists() && !bench.path("other").exists());
+    assert_eq!(ask(&bench, &["gc", &name]), (0, String::new()), "there is nothing left");
+    fs::remove_file(bench.path("console"))?;
+
+    // What cannot be removed is told, with the reason, as often as it is tried.
+    killed();
+    fs::write(own.join("of-the-user"), "")?;
+    let (code, text) = ask(&bench, &["gc", &name]);
+    let reason = format!("{name}: directory {} is not removed: ", own.display());
+    assert!(code == 1 && text.contains(&reason) && text.contains("Directory not empty"), "{text}");
+    let (code, text) = ask(&bench, &["gc", "--json", &name]);
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(code == 1 && report["machines"][0]["left"][0]["reason"].as_str().unwrap().contains("not empty"), "{text}");
+    fs::remove_file(own.join("of-the-user"))?;
+    assert_eq!(ask(&bench, &["gc", &name]).0, 0);
+    for wrong in ["../web1", "a/b", ".", &"x".repeat(256)] {
+        let (code, text) = ask(&bench, &["gc", wrong]);
+        assert!(code == 2 && text.contains("no machine can have this name"), "{text}");
+    }
+
+    // A start of the same name does the same.
+    killed();
+    bench.script("power-off");
+    let (code, lines) = bench.run(&["--name", &name]);
+    assert_eq!(code, 0, "{lines:?}");
+    assert!(
+        lines.iter().any(|line| line.contains("a machine of this name was killed: removed what it left")),
+        "{lines:?}"
+    );
+    assert!(!own.exists() && !bench.path("console").exists());
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
-use crate::directory;
+use crate::directory::{self, FileId};
 use crate::landlock::{BitFlags, Domain, Right};
 
 /// The longest file that is read, in bytes: those of a group with many processes or block devices.
@@ -44,6 +44,14 @@ impl Directory {
     /// The path of a file in it, for messages.
     pub fn path_of(&self, name: &str) -> PathBuf {
         self.0.path_of(name)
+    }
+
+    /// Which one it is.
+    ///
+    /// # Errors
+    /// What fstat(2) says.
+    pub fn id(&self) -> Result<FileId, Errno> {
+        self.0.id()
     }
 
     /// The group at this path below; no symbolic link and no other mount is followed (openat2(2)).
@@ -126,6 +134,11 @@ impl Directory {
     /// still where it was.
     pub fn claim(&self, parent: &Self, name: &str) -> bool {
         self.0.claim(&parent.0, name)
+    }
+
+    /// Takes its lock together with others that do so, if no running machine has it.
+    pub fn claim_shared(&self) -> bool {
+        self.0.claim_shared()
     }
 
     /// Waits until no process is in it or below it; `false` at the deadline.

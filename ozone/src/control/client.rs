@@ -38,6 +38,10 @@ pub fn ask(name: &str, request: &Request) -> Result<Answer, Fault> {
 /// # Errors
 /// An input fault if there is none.
 pub fn connect(directory: &Path, name: &str) -> Result<Channel<Request, Answer>, Fault> {
+    if !runtime::is_name(name) {
+        let name = name.escape_debug();
+        return Err(Fault::input(format!("machine '{name}': no machine can have this name")));
+    }
     let path = socket_path(directory, name);
     let connected = || -> Result<_, Errno> {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;

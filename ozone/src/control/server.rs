@@ -1,25 +1,21 @@
 //! The machine's end: a listening socket in a directory of its name, and the clients of the moment.
 
 use std::cell::{Cell, Ref, RefCell};
-use std::fs::{self, File, Permissions};
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen, socket,
-};
+use nix::sys::socket::{SockFlag, SockType, accept4, getsockopt};
 use nix::unistd::geteuid;
 use protocol::{Channel, Fault, LinkError};
 
 use super::message::{Answer, Request};
-use crate::landlock::Domain;
-use crate::runtime::{self, RuntimeError};
+use crate::directory::Directory;
+use crate::journal::{Entry, Identity, JournalError, Object};
+use crate::runtime::{self, Home};
+use crate::socket;
 
 /// The most clients at a time that have said nothing.
 const SILENT: usize = 8;
@@ -30,20 +26,17 @@ const WAITING: usize = 64;
 /// How long nobody is let in when the host has no descriptor left.
 const REST: Duration = Duration::from_secs(1);
 
-/// How long the last machine of the same name may take to let go.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The socket's name in the machine's directory.
+pub const NAME: &str = "control";
 
 /// Why a machine cannot be reached by its name.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Its directory cannot be had.
+    /// It cannot be written down that the socket is about to be made.
     #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    /// There is one of that name.
-    #[error("--name {0}: a machine of this name is running; give this one another name")]
-    Taken(String),
+    Journal(#[from] JournalError),
     /// The socket cannot be made.
-    #[error("{}: {errno}", .path.display())]
+    #[error("{}: {}", .path.display(), .errno.desc())]
     Socket {
         /// Its path.
         path: PathBuf,
@@ -55,15 +48,15 @@ pub enum ServerError {
 impl From<ServerError> for Fault {
     fn from(error: ServerError) -> Self {
         match error {
-            ServerError::Taken(_) => Fault::input(error.to_string()),
+            ServerError::Journal(error) => error.into(),
             other => Fault::host(other.to_string()),
         }
     }
 }
 
-/// The path of the socket of machine `name` below `directory`.
-pub fn socket_path(directory: &Path, name: &str) -> PathBuf {
-    directory.join("machines").join(name).join("control")
+/// The path of the socket of machine `name` below `base`.
+pub fn socket_path(base: &Path, name: &str) -> PathBuf {
+    runtime::machine_path(base, name).join(NAME)
 }
 
 /// Names a client for as long as it is there.
@@ -102,45 +95,42 @@ impl AsFd for Client {
     }
 }
 
-/// The listening socket of a machine. Dropping it removes all that was made for it.
+/// The listening socket of a machine. Dropping it removes it.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
+    directory: Directory,
     socket: OwnedFd,
-    /// Locked for as long as the machine runs, however it ends.
-    _directory: File,
+    noted: Option<Entry>,
     clients: RefCell<Vec<Client>>,
     next: Cell<ClientId>,
     rests: Cell<Option<Instant>>,
 }
 
 impl Server {
-    /// Listens for the machine `name` of this user, below `directory`.
+    /// Listens for the machine that has this directory.
     ///
     /// # Errors
     /// [`ServerError`]; nothing is left behind.
-    pub fn open(directory: &Path, name: &str) -> Result<Self, ServerError> {
-        let path = socket_path(directory, name);
-        let held = hold(directory, &path, name)?;
-        // Whoever made one that is still there has ended without removing it: the lock is ours.
-        let _ = fs::remove_file(&path);
-        let socket = listen_on(&path).map_err(|errno| ServerError::Socket { path: path.clone(), errno })?;
+    pub fn open(home: &Home) -> Result<Self, ServerError> {
+        let directory = home.directory();
+        let copy =
+            directory.try_clone().map_err(|errno| ServerError::Socket { path: directory.path_of(NAME), errno })?;
+        let (socket, entry) = home.journal().make(Object::Control, || {
+            // Nobody else gets as far as the socket: its directory is closed to them.
+            let listening =
+                socket::listen_at(directory, NAME.as_ref(), SockType::SeqPacket, SockFlag::SOCK_NONBLOCK, 8);
+            let (socket, id) =
+                listening.map_err(|errno| ServerError::Socket { path: directory.path_of(NAME), errno })?;
+            Ok::<_, ServerError>((socket, Some(Identity::File(id))))
+        })?;
         Ok(Self {
-            path,
+            directory: copy,
             socket,
-            _directory: held,
+            noted: Some(entry),
             clients: RefCell::default(),
             next: Cell::default(),
             rests: Cell::default(),
         })
-    }
-
-    /// The socket is removed at the end, with the directories that nobody else uses.
-    ///
-    /// # Errors
-    /// See [`Domain::allow`].
-    pub fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
-        self.path.ancestors().nth(3).map_or(Ok(()), |base| domain.allow_to_remove(base))
     }
 
     /// What to watch for new clients; nothing while there is no room for one.
@@ -213,56 +203,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-        // The machine's directory, that of all machines and ozone's: each as long as nothing else is in it.
-        for directory in self.path.ancestors().skip(1).take(3) {
-            if fs::remove_dir(directory).is_err() {
-                break;
-            }
+        if socket::remove(&self.directory, NAME.as_ref(), None).is_ok() {
+            self.noted.take().into_iter().for_each(Entry::undone);
         }
     }
-}
-
-/// Makes the directory of a machine and takes its lock (flock(2)), which ends with `ozone`, however that ends.
-fn hold(base: &Path, path: &Path, name: &str) -> Result<File, ServerError> {
-    let directory = path.parent().unwrap_or(base);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut parts = [base, directory.parent().unwrap_or(base), directory].into_iter();
-        match parts.try_for_each(runtime::make) {
-            Ok(()) => {}
-            // Another machine has removed a directory that it was the last to use.
-            Err(RuntimeError::File { error, .. })
-                if error.kind() == ErrorKind::NotFound && Instant::now() < deadline =>
-            {
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-        let opened = File::options().read(true).custom_flags(flags).open(directory);
-        if let Ok(held) = opened
-            && held.try_lock().is_ok()
-            // The last one may have removed it between the open and the lock.
-            && runtime::is_current(&held, directory)
-        {
-            return Ok(held);
-        }
-        if Instant::now() >= deadline {
-            return Err(ServerError::Taken(name.to_owned()));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn listen_on(path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    // Nobody else gets as far as the socket: its directory is closed to them.
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|_| Errno::EPERM)?;
-    listen(&socket, Backlog::new(8)?)?;
-    Ok(socket)
 }
 
 #[allow(unsafe_code)]
@@ -275,31 +219,23 @@ fn owned(fd: i32) -> OwnedFd {
 mod tests {
     use super::*;
     use crate::control::client;
+    use std::os::unix::fs::PermissionsExt;
 
-    #[test]
-    fn a_name_is_taken_once_and_everything_goes_with_its_machine() {
-        let parent = tempfile::tempdir().unwrap();
-        let base = parent.path().join("ozone");
-        let first = Server::open(&base, "web1").unwrap();
-        assert!(matches!(Server::open(&base, "web1"), Err(ServerError::Taken(_))));
-        let other = Server::open(&base, "web2").unwrap();
-        drop(first);
-        assert!(base.join("machines/web2/control").exists());
-        drop(other);
-        assert!(!base.exists());
+    fn home(base: &Path) -> Home {
+        Home::claim(base, Some("web1")).unwrap().0
     }
 
     #[test]
-    fn what_a_killed_machine_left_is_taken_over() {
+    fn the_socket_is_private_and_goes_with_its_machine() {
         let parent = tempfile::tempdir().unwrap();
         let base = parent.path().join("ozone");
-        let path = socket_path(&base, "web1");
-        for part in path.parent().unwrap().ancestors().take(3).collect::<Vec<_>>().into_iter().rev() {
-            runtime::make(part).unwrap();
-        }
-        drop(listen_on(&path).unwrap());
-        let server = Server::open(&base, "web1").unwrap();
+        let home = home(&base);
+        let server = Server::open(&home).unwrap();
+        let mode = std::fs::symlink_metadata(socket_path(&base, "web1")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
         drop(server);
+        assert!(!socket_path(&base, "web1").exists());
+        drop(home);
         assert!(!base.exists());
     }
 
@@ -307,7 +243,8 @@ mod tests {
     fn a_request_is_answered_once() {
         let parent = tempfile::tempdir().unwrap();
         let base = parent.path().join("ozone");
-        let server = Server::open(&base, "web1").unwrap();
+        let home = home(&base);
+        let server = Server::open(&home).unwrap();
         let channel = client::connect(&base, "web1").unwrap();
         channel.send(&Request::Pause).unwrap();
         server.accept();
@@ -324,7 +261,8 @@ mod tests {
     fn silent_clients_give_way_and_talkative_ones_go() {
         let parent = tempfile::tempdir().unwrap();
         let base = parent.path().join("ozone");
-        let server = Server::open(&base, "web1").unwrap();
+        let home = home(&base);
+        let server = Server::open(&home).unwrap();
         let silent: Vec<_> = (0..SILENT).map(|_| client::connect(&base, "web1").unwrap()).collect();
         silent.iter().for_each(|_| server.accept());
         let speaker = client::connect(&base, "web1").unwrap();
@@ -338,19 +276,5 @@ mod tests {
         drop(silent);
         let left = server.clients()[0].id();
         assert_eq!(server.receive(left), Heard::End);
-    }
-
-    #[test]
-    fn machines_that_come_and_go_do_not_disturb_each_other() {
-        let parent = tempfile::tempdir().unwrap();
-        let base = parent.path().join("ozone");
-        let churn = |name: &'static str| {
-            let base = base.clone();
-            std::thread::spawn(move || (0..300).for_each(|_| drop(Server::open(&base, name).unwrap())))
-        };
-        for thread in [churn("web1"), churn("web2")] {
-            thread.join().unwrap();
-        }
-        assert!(!base.exists());
     }
 }

@@ -1,30 +1,32 @@
 //! Where a console's bytes go on the host.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, IsTerminal};
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::stat::{Mode, SFlag, fstat, umask};
+use nix::sys::socket::{SockFlag, SockType};
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use protocol::ConsoleHost;
 
 use super::terminal::Terminal;
 use super::{ResourceError, reopen, said};
+use crate::directory::walk::{self, Last, Named};
+use crate::directory::{Directory, FileId, kind};
+use crate::journal::{Entry, Identity, Journal, Object};
 use crate::landlock::{Domain, Right};
+use crate::socket;
 use crate::spec::file::ConsoleFile;
 
-/// How long a listener may take to go: the console of a machine that has just been killed is about to.
-const LISTENER_PATIENCE: Duration = Duration::from_secs(2);
+/// Clients that may wait while another has the console.
+const BACKLOG: i32 = 128;
 
 /// The host side of a console, kept for the machine's lifetime.
 #[derive(Debug)]
@@ -55,24 +57,26 @@ pub enum Place {
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
-    path: PathBuf,
-    /// Device and inode of the file, so that another's is never removed.
-    file: (u64, u64),
+    directory: Directory,
+    name: OsString,
+    /// Which file it is, so that another's is never removed.
+    id: FileId,
+    noted: Option<Entry>,
 }
 
 impl Listener {
     /// Its file is removed at the end.
     pub(super) fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
-        let directory = self.path.parent().filter(|directory| !directory.as_os_str().is_empty());
-        domain.allow_at(directory.unwrap_or(Path::new(".")), Right::RemoveFile)
+        domain.allow(&self.directory, Right::RemoveFile)
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file);
-        if ours {
-            let _ = fs::remove_file(&self.path);
+        let removed = socket::remove(&self.directory, &self.name, Some(self.id));
+        // One that could not be removed is left to 'ozone gc'.
+        if removed.is_ok() {
+            self.noted.take().into_iter().for_each(Entry::undone);
         }
     }
 }
@@ -103,12 +107,12 @@ impl Place {
 ///
 /// # Errors
 /// [`ResourceError`] naming the argument.
-pub fn open(place: &ConsoleFile, argument: &str) -> Result<Place, ResourceError> {
+pub fn open(place: &ConsoleFile, argument: &str, journal: &Journal) -> Result<Place, ResourceError> {
     match place {
         ConsoleFile::Stdio => stdio(argument),
         ConsoleFile::Pty => pty(argument),
         ConsoleFile::File(path) => file(Path::new(path), argument),
-        ConsoleFile::Socket(path) => socket(Path::new(path), argument).map(Place::Socket),
+        ConsoleFile::Socket(path) => listen(Path::new(path), argument, journal).map(Place::Socket),
     }
 }
 
@@ -144,8 +148,7 @@ fn own_description(stream: impl AsFd, access: OFlag) -> io::Result<OwnedFd> {
 }
 
 fn pty(argument: &str) -> Result<Place, ResourceError> {
-    let failed =
-        |errno: nix::errno::Errno| ResourceError::host(argument, format!("make a pseudo-terminal: {}", errno.desc()));
+    let failed = |errno: Errno| ResourceError::host(argument, format!("make a pseudo-terminal: {}", errno.desc()));
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).map_err(failed)?;
     grantpt(&master).map_err(failed)?;
     unlockpt(&master).map_err(failed)?;
@@ -163,10 +166,8 @@ fn pty(argument: &str) -> Result<Place, ResourceError> {
 
 fn file(path: &Path, argument: &str) -> Result<Place, ResourceError> {
     let wrong = |problem: String| ResourceError::input(argument, problem);
-    let mut options = File::options();
-    // Without O_NONBLOCK the open of a FIFO waits for a reader.
-    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path).map_err(|error| wrong(said(&error)))?;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let file = walk::open_for_writing(path, OFlag::O_APPEND, mode).map_err(|error| wrong(error.to_string()))?;
     let metadata = file.metadata().map_err(|error| wrong(said(&error)))?;
     if !metadata.is_file() && !metadata.file_type().is_char_device() {
         return Err(wrong("is not a file".to_owned()));
@@ -176,46 +177,43 @@ fn file(path: &Path, argument: &str) -> Result<Place, ResourceError> {
     Ok(Place::Stream { input: None, output: file.into() })
 }
 
-/// Whether a program listens on a socket, and does not end in a moment.
-fn is_listened_on(path: &Path) -> bool {
-    let deadline = Instant::now() + LISTENER_PATIENCE;
-    while let Ok(probe) = UnixStream::connect(path) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        // Without events to wait for it is the hang-up that is waited for.
-        if !matches!(poll(&mut [PollFd::new(probe.as_fd(), PollFlags::empty())], timeout), Ok(1)) {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    false
-}
-
-fn socket(path: &Path, argument: &str) -> Result<Listener, ResourceError> {
+fn listen(path: &Path, argument: &str, journal: &Journal) -> Result<Listener, ResourceError> {
     let wrong = |problem: String| ResourceError::input(argument, problem);
-    // sun_path with its terminator (unix(7)).
+    let said = |errno: Errno| wrong(errno.desc().to_owned());
+    // sun_path with its terminator (unix(7)): nobody could connect to a longer one.
     if path.as_os_str().len() > 107 {
         return Err(wrong("a socket's path has at most 107 bytes".to_owned()));
     }
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
+    let Named { directory, name, .. } = walk::resolve(path, Last::Itself).map_err(|error| wrong(error.to_string()))?;
+    if name.len() > socket::NAME_MAX {
+        return Err(wrong(format!("a socket's name in its directory has at most {} bytes", socket::NAME_MAX)));
+    }
+    match directory.look(&name) {
+        Ok(found) if kind(&found) != SFlag::S_IFSOCK => {
             return Err(wrong("exists and is not a socket; it is left alone".to_owned()));
         }
-        Ok(_) => {
+        Ok(found) => {
             // One that nobody listens on is left over from a run that was killed.
-            if is_listened_on(path) {
+            if socket::is_listened_on(&directory, &name, Instant::now() + socket::PATIENCE) {
                 return Err(wrong("another program listens on this socket".to_owned()));
             }
-            fs::remove_file(path).map_err(|error| wrong(said(&error)))?;
+            if directory.look(&name).is_ok_and(|now| FileId::from(&now) == FileId::from(&found)) {
+                directory.unlink(&name).map_err(said)?;
+            }
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(wrong(said(&error))),
+        Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(said(errno)),
     }
-    // The mode has to be right from the first moment. ozone has one thread, so nobody else sees the mask.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    umask(before);
-    let listener = bound.map_err(|error| wrong(said(&error)))?;
-    let made = fs::symlink_metadata(path).map_err(|error| wrong(said(&error)))?;
-    Ok(Listener { socket: listener.into(), path: path.to_owned(), file: (made.dev(), made.ino()) })
+    let object = Object::Socket {
+        directory: directory.path().to_owned(),
+        id: directory.id().map_err(said)?,
+        name: name.to_string_lossy().into_owned(),
+    };
+    let made = journal.make(object, || {
+        let (socket, id) =
+            socket::listen_at(&directory, &name, SockType::Stream, SockFlag::empty(), BACKLOG).map_err(said)?;
+        Ok::<_, ResourceError>(((socket, id), Some(Identity::File(id))))
+    });
+    let ((socket, id), entry) = made?;
+    Ok(Listener { socket, directory, name, id, noted: Some(entry) })
 }

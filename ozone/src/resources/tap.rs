@@ -11,6 +11,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::{ResourceError, said};
 use crate::ioctl;
+use crate::journal::{Identity, Journal, Object, Vanishing};
 use crate::spec::{Net, Tap};
 
 /// The length of the header before every frame: `struct virtio_net_hdr_v1` (virtio 1.2, section 5.1.6).
@@ -33,13 +34,15 @@ pub struct Taps {
     pub mac: [u8; 6],
     /// The MTU in bytes the guest is told.
     pub mtu: u16,
+    /// What the journal says of one made for the run; struck out once the queues before it are closed.
+    _noted: Option<Vanishing>,
 }
 
 /// Opens or makes the tap of a network interface.
 ///
 /// # Errors
 /// [`ResourceError`] naming the argument.
-pub fn open(net: &Net, argument: &str) -> Result<Taps, ResourceError> {
+pub fn open(net: &Net, argument: &str, journal: &Journal) -> Result<Taps, ResourceError> {
     let host = |operation: &str, errno: Errno| ResourceError::host(argument, format!("{operation}: {}", errno.desc()));
     let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
     let control = control.map_err(|errno| host("socket", errno))?;
@@ -56,11 +59,17 @@ pub fn open(net: &Net, argument: &str) -> Result<Taps, ResourceError> {
             let queues = attach_named(name, net.queues, argument)?;
             let own = ioctl::interface_mtu(control, name).map_err(|errno| host("read the MTU", errno))?;
             let own = u16::try_from(own).unwrap_or(u16::MAX);
-            Ok(Taps { queues, name: name.clone(), mac: net.mac, mtu: net.mtu.unwrap_or(own) })
+            Ok(Taps { queues, name: name.clone(), mac: net.mac, mtu: net.mtu.unwrap_or(own), _noted: None })
         }
         Tap::Made(address) => {
             let multi = if net.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-            let (first, name) = attach(MADE, multi).map_err(|error| error.explain(argument, MADE))?;
+            let ((first, name), noted) = journal.make(Object::Tap, || {
+                let (first, name) = attach(MADE, multi).map_err(|error| error.explain(argument, MADE))?;
+                let index = if_nametoindex(name.as_str()).map_err(|errno| host("look at the tap", errno))?;
+                let identity = Identity::Interface { name: name.clone(), index };
+                Ok::<_, ResourceError>(((first, name), Some(identity)))
+            })?;
+            let noted = Some(noted.vanishing());
             let mut queues = vec![first];
             for _ in 1..net.queues {
                 queues.push(attach(&name, multi).map_err(|error| error.explain(argument, &name))?.0);
@@ -72,7 +81,7 @@ pub fn open(net: &Net, argument: &str) -> Result<Taps, ResourceError> {
                     .map_err(|errno| host("set host-ip", errno))?;
             }
             ioctl::bring_interface_up(control, &name).map_err(|errno| host("bring the tap up", errno))?;
-            Ok(Taps { queues, name, mac: net.mac, mtu })
+            Ok(Taps { queues, name, mac: net.mac, mtu, _noted: noted })
         }
     }
 }

@@ -189,6 +189,7 @@ mod tests {
             kind: DeviceKind::Blk,
             state,
             pid,
+            uid: 7,
             restarts: 0,
             cause: None,
             away_ms: None,
@@ -202,7 +203,7 @@ mod tests {
             device(DeviceState::Away, None),
         ];
         let name = "web1".to_owned();
-        let told = processes(&Status { name, state: MachineState::Running, pid: 1, core_pid: 2, devices });
+        let told = processes(&Status { name, state: MachineState::Running, pid: 1, core_pid: 2, core_uid: 7, devices });
         let absent: Vec<Option<&str>> = told.iter().map(|told| told.absent.as_deref()).collect();
         assert_eq!(absent, [None, None, None, Some("it is starting"), Some("it is away")]);
         assert_eq!((told[0].role, told[1].role, told[2].role), (None, Some(Role::Core), Some(Role::Blk)));

@@ -147,6 +147,10 @@ pub struct Options {
     /// The cgroup to make the machine's cgroups in, below /sys/fs/cgroup. Example: --cgroup-parent machine.slice
     #[arg(long, value_name = "PATH")]
     pub cgroup_parent: Option<String>,
+    /// The first uid of the machine's processes, and their gids: the core has this one and each device the next, in their order.
+    /// Without it the machine gets uids that no other machine has. Only for root. Example: --uid-base 100000
+    #[arg(long, value_name = "UID", allow_hyphen_values = true)]
+    pub uid_base: Option<String>,
     /// The machine as JSON, as printed by `ozone spec`; other options go before it. Example: --spec vm.json
     #[arg(long, value_name = "FILE")]
     pub spec: Option<String>,

@@ -57,6 +57,15 @@ pub enum Root<'a> {
     Fresh,
 }
 
+impl Identity {
+    /// Its uid on the host.
+    pub fn uid(self) -> u32 {
+        match self {
+            Self::Own(uid) | Self::Mapped { uid, .. } => uid,
+        }
+    }
+}
+
 /// Everything that is decided about one child before it exists.
 #[derive(Debug)]
 pub struct Plan<'a> {

@@ -88,7 +88,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     let resources = Resources::open(&spec, &journal)?;
     trace.done(start, &"open resources");
     let start = trace.now();
-    let uids = Uids::claim(&journal)?;
+    let uids = Uids::claim(&spec, &journal)?;
     trace.done(start, &"claim uids");
     let start = trace.now();
     let cgroups = Cgroups::make(&spec, &journal)?;

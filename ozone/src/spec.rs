@@ -34,6 +34,12 @@ pub const CPUS_MAX: u8 = 254;
 /// The longest command line in bytes. The core finds out whether the kernel's own limit holds it.
 const APPEND_MAX: usize = 8192;
 
+/// The highest uid; the number after it stands for "no change" in system calls (setresuid(2)).
+const UID_MAX: u32 = u32::MAX - 1;
+
+/// The uid that stands for all that have none (user_namespaces(7), overflowuid), and that unprivileged services share.
+const NOBODY: u32 = 65534;
+
 /// The largest file of `--spec` in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
@@ -60,8 +66,17 @@ pub struct VmSpec {
     pub reboot: bool,
     /// What it may use of the host.
     pub limits: Limits,
+    /// The first uid of its processes, if one is asked for: the core's; each device has the next. All of them can be used.
+    pub uid_base: Option<Given<u32>>,
     /// The devices; a device's place in the list is its slot on the board.
     pub devices: Vec<Device>,
+}
+
+impl VmSpec {
+    /// How many processes it has beside `ozone`: the core, and one for each device.
+    pub fn processes(&self) -> u32 {
+        u32::try_from(self.devices.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
 }
 
 /// A value and the argument it comes from, for messages about it.
@@ -245,6 +260,11 @@ impl RawSpec {
                 node.parse().map_err(|_| SpecError::new(&format!("--numa {node}"), "not a number of a node"))?;
             file.numa = Some(number);
         }
+        if let Some(uid) = &options.uid_base {
+            overridden.insert("--uid-base");
+            let number = uid.parse().map_err(|_| SpecError::new(&format!("--uid-base {uid}"), "not a uid"))?;
+            file.uid_base = Some(number);
+        }
         if options.no_reboot {
             file.reboot = Some(false);
         }
@@ -343,6 +363,7 @@ impl RawSpec {
         }
 
         let (limits, in_file) = (self.limits()?, self.limits_of_file()?);
+        let uid_base = self.uid_base()?;
         let machine = self.file.machine.unwrap_or_default();
         let mut devices = Vec::new();
         for ((id, entry), argument) in self.file.devices.0.into_iter().zip(self.arguments) {
@@ -372,8 +393,31 @@ impl RawSpec {
             append,
             reboot: self.file.reboot.unwrap_or(true),
             limits,
+            uid_base,
             devices,
         })
+    }
+
+    /// The first of the machine's uids. The highest number stands for none in system calls, and one is everybody's.
+    fn uid_base(&self) -> Result<Option<Given<u32>>, SpecError> {
+        let Some(first) = self.file.uid_base else { return Ok(None) };
+        let argument = self.argument("--uid-base", "uid-base", &first.to_string());
+        // The core's, and one per device.
+        let last = first.saturating_add(self.file.devices.0.len() as u64);
+        let problem = match u32::try_from(first) {
+            Ok(0) => "uid 0 is root's; give a number that no user of this host has".to_owned(),
+            _ if last > u64::from(UID_MAX) => {
+                format!("the last of the machine's uids would be {last}, and there is none above {UID_MAX}")
+            }
+            _ if (first..=last).contains(&u64::from(NOBODY)) => {
+                format!(
+                    "the machine's uids {first} to {last} have {NOBODY} among them, which is nobody's and so everybody's"
+                )
+            }
+            Ok(value) => return Ok(Some(Given { value, argument })),
+            Err(_) => "not a uid".to_owned(),
+        };
+        Err(SpecError::new(&argument, problem))
     }
 
     /// Where the limits hold, and the node; the list of limits comes when the devices are known.
@@ -621,6 +665,7 @@ impl From<&VmSpec> for SpecFile {
                 .parent
                 .as_ref()
                 .map(|parent| text(&Path::new(limits::MOUNT).join(&parent.value))),
+            uid_base: spec.uid_base.as_ref().map(|first| first.value.into()),
             devices: Devices(spec.devices.iter().map(device).collect()),
         }
     }

@@ -1,6 +1,7 @@
 //! Users of the host for the processes of one machine.
 //!
-//! As root every machine takes the first free slot of uids, for as long as it runs. The claim is a lock on the bytes of a file that have the uids' numbers, tied to the open
+//! As root every machine has a range of uids that no other machine has, for as long as it runs: one that is asked for, or
+//! else the first free slot of many. The claim is a lock on the bytes of a file that have the uids' numbers, tied to the open
 //! file description: it vanishes with `ozone`, however that ends.
 
 use std::ffi::OsStr;
@@ -20,6 +21,7 @@ use crate::journal::{self, Journal, JournalError, Object, Vanishing};
 use crate::landlock::Domain;
 use crate::report;
 use crate::runtime::{Base, RuntimeError};
+use crate::spec::{Given, VmSpec};
 
 /// Where the claims are.
 const DIRECTORY: &str = "/run/ozone";
@@ -51,11 +53,34 @@ pub enum UidError {
     /// Every slot is taken.
     #[error("{DIRECTORY}/{FILE}: all {SLOTS} slots of uids are taken")]
     Full,
+    /// An ordinary user asks for some.
+    #[error(
+        "{argument}: only root can give processes uids of their own; all of this machine's run as user {uid}: leave it out"
+    )]
+    Ordinary {
+        /// The argument.
+        argument: String,
+        /// The user.
+        uid: u32,
+    },
+    /// Another machine has some of them.
+    #[error("{argument}: {} has some of the uids {first} to {last}; give this one others", match .other { Some(name) => format!("machine '{name}'"), None => "another machine".to_owned() })]
+    Overlap {
+        /// The argument.
+        argument: String,
+        /// The first uid that was asked for.
+        first: u32,
+        /// The last one.
+        last: u32,
+        /// The other machine, if its journal tells.
+        other: Option<String>,
+    },
 }
 
 impl From<UidError> for Fault {
     fn from(error: UidError) -> Self {
         match error {
+            UidError::Ordinary { .. } | UidError::Overlap { .. } => Fault::input(error.to_string()),
             UidError::Runtime(error) => error.into(),
             UidError::Journal(error) => error.into(),
             UidError::Full => Fault::host(error.to_string()),
@@ -91,16 +116,23 @@ impl Uids {
     /// Takes users for one machine.
     ///
     /// # Errors
-    /// [`UidError`]; never as an ordinary user.
-    pub fn claim(journal: &Journal) -> Result<Self, UidError> {
-        if !geteuid().is_root() {
-            return Ok(Self::Caller { uid: geteuid().as_raw(), gid: getegid().as_raw() });
+    /// [`UidError`]; as an ordinary user only if some are asked for.
+    pub fn claim(spec: &VmSpec, journal: &Journal) -> Result<Self, UidError> {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        match &spec.uid_base {
+            Some(asked) if uid != 0 => Err(UidError::Ordinary { argument: asked.argument.clone(), uid }),
+            None if uid != 0 => Ok(Self::Caller { uid, gid }),
+            asked => {
+                let mut claim = match asked {
+                    Some(first) => Claim::asked(Path::new(DIRECTORY), first, spec.processes())?,
+                    None => Claim::derived(Path::new(DIRECTORY))?,
+                };
+                // Which ones they are is known only now; the lock needs nobody to undo it.
+                let entry = journal.record(Object::Uids { first: claim.first, count: claim.count })?;
+                claim._noted = Some(entry.vanishing());
+                Ok(Self::Range(claim))
+            }
         }
-        let mut claim = Claim::derived(Path::new(DIRECTORY))?;
-        // Which ones they are is known only now; the lock needs nobody to undo it.
-        let entry = journal.record(Object::Uids { first: claim.first, count: claim.count })?;
-        claim._noted = Some(entry.vanishing());
-        Ok(Self::Range(claim))
     }
 
     /// Says so when the processes cannot have users of their own.
@@ -172,6 +204,29 @@ impl Claim {
         Self::take(directory, free)?.ok_or(UidError::Full)
     }
 
+    fn asked(directory: &Path, asked: &Given<u32>, count: u32) -> Result<Self, UidError> {
+        let first = asked.value;
+        let claim = Self::take(directory, |file| lock(file, first, count).is_ok().then_some((first, count)))?;
+        claim.ok_or_else(|| {
+            let last = first.saturating_add(count.saturating_sub(1));
+            let other = holder(directory, first, last);
+            UidError::Overlap { argument: asked.argument.clone(), first, last, other }
+        })
+    }
+}
+
+/// The running machine whose journal tells of some of these uids.
+fn holder(directory: &Path, first: u32, last: u32) -> Option<String> {
+    let (machines, names) = Base::open(directory).ok()??.machines().ok()??;
+    names.into_iter().filter_map(|name| name.into_string().ok()).find(|name| {
+        let Ok(own) = machines.open(Path::new(name)) else { return false };
+        let objects = journal::peek(&own).map(|(_, objects)| objects).unwrap_or_default();
+        let overlaps = |object: &Object| {
+            matches!(object, Object::Uids { first: other, count }
+                if *other <= last && first < other.saturating_add(*count))
+        };
+        objects.iter().any(overlaps) && !own.claim_shared()
+    })
 }
 
 impl Drop for Claim {
@@ -221,6 +276,11 @@ mod tests {
     use std::os::unix::fs::DirBuilderExt;
 
     use super::*;
+    use crate::runtime::Home;
+
+    fn asked(directory: &Path, first: u32, count: u32) -> Result<Claim, UidError> {
+        Claim::asked(directory, &Given { value: first, argument: format!("--uid-base {first}") }, count)
+    }
 
     #[test]
     fn slots_are_taken_once_and_the_last_user_cleans_up() {
@@ -234,6 +294,36 @@ mod tests {
         assert!(directory.exists());
         drop(second);
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn what_is_asked_for_is_refused_if_another_machine_has_some_of_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("ozone");
+        let (home, _) = Home::claim(&directory, Some("web1")).unwrap();
+        let claim = asked(&directory, 100_000, 4).unwrap();
+        let _noted =
+            home.journal().record(Object::Uids { first: claim.first, count: claim.count }).unwrap().vanishing();
+        let other = asked(&directory, 100_004, 4).unwrap();
+        let error = asked(&directory, 99_998, 3).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "--uid-base 99998: machine 'web1' has some of the uids 99998 to 100000; give this one others"
+        );
+        let error = asked(&directory, 100_007, 2).unwrap_err().to_string();
+        assert!(error.contains("another machine has some of the uids 100007 to 100008"), "{error}");
+        drop((claim, other));
+        drop(asked(&directory, 99_998, 3).unwrap());
+        let most = u32::MAX - 1;
+        drop(asked(&directory, most, 1).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_derived_that_another_machine_asked_for() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("ozone");
+        let _asked = asked(&directory, FIRST + PER_SLOT - 1, 2).unwrap();
+        assert_eq!(Claim::derived(&directory).unwrap().first, FIRST + 2 * PER_SLOT);
     }
 
     #[test]

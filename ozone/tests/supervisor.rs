@@ -415,6 +415,7 @@ fn tests() -> ExitCode {
     add("a signal is heard while an image is waited for", &kvm, signal_while_draining);
     add("the time that an image takes is not the backends'", &kvm, patience_after_draining);
     add("two machines have different uids", &all, uids);
+    add("uids that are asked for are given, to one machine", &all, uids_asked_for);
     add("an ordinary user runs a machine with one uid", &all, ordinary_user);
     libtest_mimic::run(&arguments, tests).exit_code()
 }
@@ -1359,6 +1360,33 @@ fn uids() -> Result<(), Failed> {
     uids.dedup();
     assert_eq!(uids.len(), 6, "{uids:?}");
     assert!(uids.iter().all(|uid| *uid >= 0x7000_0000));
+    Ok(())
+}
+
+fn uids_asked_for() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let name = unique(&bench);
+    let run = bench.start(&["--name", &name, "--uid-base", "300000", "--disk", "path=disk.img,readonly"]);
+    let children = run.children(3);
+    for (process, uid) in [("core", 300_000), ("blk/disk0", 300_001), ("console/console", 300_002)] {
+        let pid = pid_of(&children, process);
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let groups = status.lines().find_map(|line| line.strip_prefix("Gid:")).unwrap();
+        assert_eq!(uid_of(pid), uid, "{process}");
+        assert!(groups.split_whitespace().all(|gid| gid == uid.to_string()), "{process}: {groups}");
+    }
+    let status: serde_json::Value = serde_json::from_str(&ask(&bench, &["status", &name, "--json"]).1).unwrap();
+    assert_eq!((&status["core-uid"], &status["devices"][1]["uid"]), (&300_000.into(), &300_002.into()), "{status}");
+    let (code, lines) = bench.run(&["--uid-base", "300002"]);
+    assert_eq!(code, 2);
+    let line = format!("--uid-base 300002: machine '{name}' has some of the uids 300002 to 300003");
+    assert!(last(&lines).contains(&line), "{lines:?}");
+    bench.script("power-off");
+    assert_eq!(bench.run(&["--uid-base", "300003"]).0, 0);
+    let ordinary = Run { child: bench.command_in("kvm-for-all", &["--uid-base", "400000"]).spawn()? };
+    let (code, lines) = ordinary.end();
+    assert_eq!(code, 2);
+    assert!(last(&lines).contains("--uid-base 400000: only root can give"), "{lines:?}");
     Ok(())
 }
 

@@ -106,6 +106,8 @@ pub struct Status {
     pub pid: i32,
     /// The process id of the core.
     pub core_pid: i32,
+    /// The uid of the core on the host, and its gid.
+    pub core_uid: u32,
     /// The devices, in the order of the board.
     pub devices: Vec<DeviceStatus>,
 }
@@ -136,6 +138,8 @@ pub struct DeviceStatus {
     pub state: DeviceState,
     /// The id of its process, if there is one.
     pub pid: Option<i32>,
+    /// The uid of all its processes on the host, and their gid.
+    pub uid: u32,
     /// How often its process was replaced by one that served.
     pub restarts: u64,
     /// Why it was lost last.

@@ -54,6 +54,9 @@ pub struct SpecFile {
     /// The control group to make the machine's in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_parent: Option<String>,
+    /// The first uid of the machine's processes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid_base: Option<u64>,
     /// The devices by name; their order is that of the board.
     #[serde(default)]
     pub devices: Devices,
@@ -75,6 +78,7 @@ impl Default for SpecFile {
             limits: LimitsFile::default(),
             numa: None,
             cgroup_parent: None,
+            uid_base: None,
             devices: Devices::default(),
         }
     }

@@ -83,6 +83,14 @@ fn each_wrong_argument_is_refused_in_one_line_that_names_it() {
         (&["--numa", "0", "--limit", "cpuset.mems=1"], &["--numa 0", "and so does --limit cpuset.mems=1"]),
         (&["--numa", "-1"], &["--numa -1", "not a number"]),
         (&["--cgroup-parent", "/etc"], &["--cgroup-parent /etc", "/sys/fs/cgroup"]),
+        (&["--uid-base", "0"], &["--uid-base 0: uid 0 is root's"]),
+        (&["--uid-base", "-1"], &["--uid-base -1: not a uid"]),
+        (&["--uid-base", "tenant"], &["--uid-base tenant: not a uid"]),
+        (&["--uid-base", "65533"], &["--uid-base 65533", "65534 among them"]),
+        (&["--uid-base", "65534"], &["--uid-base 65534", "nobody's"]),
+        (&["--uid-base", "4294967294"], &["--uid-base 4294967294", "would be 4294967295", "none above 4294967294"]),
+        (&["--uid-base", "18446744073709551615"], &["--uid-base 18446744073709551615", "none above"]),
+        (&["--uid-base", "99999999999999999999"], &["not a uid"]),
         (&[&long], &["--append", "9000"]),
         (&["--append", "a\nb"], &["--append", "control character"]),
         (&many, &["--disk path=d15", "room for 15"]),
@@ -129,6 +137,8 @@ fn each_wrong_file_is_refused_in_one_line_that_names_the_key() {
         (r#"{"version": 1, "kernel": "k", "limits": {"pids.max": ["1", "2"]}}"#, "given already"),
         (r#"{"version": 1, "kernel": "k", "numa": -1}"#, "u32"),
         (r#"{"version": 1, "kernel": "k", "cgroup-parent": "../x"}"#, "cgroup-parent ../x in"),
+        (r#"{"version": 1, "kernel": "k", "uid-base": 0}"#, "uid-base 0 in"),
+        (r#"{"version": 1, "kernel": "k", "uid-base": 4294967295}"#, "uid-base 4294967295 in"),
         (r#"{"version": 1, "kernel": "k", "devices": {"a": {"net": {"mac": "x"}}}}"#, "devices.a in"),
     ] {
         let file = written(text);
@@ -177,6 +187,8 @@ fn a_printed_machine_reads_back_as_the_same() {
         "0",
         "--cgroup-parent",
         "machine.slice",
+        "--uid-base",
+        "100000",
     ])
     .unwrap();
     let text = serde_json::to_string_pretty(&SpecFile::from(&spec)).unwrap();
@@ -204,6 +216,19 @@ fn options_go_before_the_file() {
     let ids: Vec<&str> = spec.devices.iter().map(|device| device.id.as_str()).collect();
     assert_eq!(ids, ["root", "log", "disk0"]);
     assert!(matches!(&spec.devices[0].config, DeviceConfig::Disk(disk) if disk.path.ends_with("new.img")));
+}
+
+#[test]
+fn uids_have_no_end_at_sixteen_bits() {
+    let with = |words: &[&str]| {
+        let spec = machine(&[&["--kernel", "k"], words].concat()).unwrap();
+        (spec.uid_base.as_ref().map(|first| first.value), spec.processes())
+    };
+    assert_eq!(with(&["--uid-base", "1"]), (Some(1), 2));
+    assert_eq!(with(&["--uid-base", "65535", "--disk", "path=d"]), (Some(65535), 3));
+    assert_eq!(with(&["--uid-base", "65532"]), (Some(65532), 2), "the last one is below nobody's");
+    assert_eq!(with(&["--uid-base", "4294967293"]), (Some(4294967293), 2));
+    assert_eq!(with(&[]), (None, 2));
 }
 
 #[test]

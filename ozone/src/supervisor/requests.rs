@@ -159,6 +159,7 @@ impl Machine<'_> {
 
     fn status(&self) -> Status {
         let pid = |place: usize| self.processes.get(place).and_then(super::processes::Child::pid);
+        let uid = |place: usize| self.setting.uids.identity(u8::try_from(place).unwrap_or(u8::MAX)).uid();
         let device = |(index, (device, known)): (usize, (&crate::spec::Device, &super::device::Device))| {
             let tally = self.setting.tallies.add(index, |_| {});
             let milliseconds = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -168,6 +169,7 @@ impl Machine<'_> {
                 kind: device.kind(),
                 state: known.word(),
                 pid: pid(index + 1),
+                uid: uid(index + 1),
                 restarts: tally.restarts,
                 cause: known.loss.as_ref().map(|loss| loss.cause.clone()).or(tally.cause),
                 delay_ms: milliseconds(tally.delay),
@@ -182,6 +184,7 @@ impl Machine<'_> {
             state: self.state,
             pid: std::process::id().cast_signed(),
             core_pid: pid(0).unwrap_or_default(),
+            core_uid: uid(0),
             devices,
         }
     }

@@ -14,6 +14,9 @@ pub const PRODUCT: [&str; 5] = ["ozone", "vmm-core", "ozone-blk", "ozone-net", "
 /// What the tests put beside the product.
 pub const COMPANIONS: [&str; 2] = ["oracle", "hostile-backend"];
 
+/// The product's launcher with points at which it kills itself, under a name of its own.
+pub const CRASH_POINTS: &str = "ozone-crash-points";
+
 /// Set to anything, it makes [`product`] and [`companions`] take the executables as they are.
 pub const BUILT: &str = "OZONE_BUILT";
 
@@ -31,15 +34,25 @@ pub fn product() -> Result<Vec<PathBuf>> {
 
 /// Builds the programs that the tests put beside the product.
 pub fn companions() -> Result<Vec<PathBuf>> {
-    let executables = COMPANIONS.iter().map(|name| paths::release().join(name));
+    let executables = COMPANIONS.iter().chain([&CRASH_POINTS]).map(|name| paths::release().join(name));
     if std::env::var_os(BUILT).is_some() {
         return Ok(executables.filter(|path| path.exists()).collect());
     }
     progress::step("build the tests' own programs", || {
         let packages = COMPANIONS.iter().flat_map(|name| ["--package", name]);
-        cargo(["build", "--quiet", "--release"].into_iter().chain(packages))
+        cargo(["build", "--quiet", "--release"].into_iter().chain(packages))?;
+        let built = crash_points("ozone")?;
+        std::fs::copy(&built, paths::release().join(CRASH_POINTS)).with_context(|| built.display().to_string())
     })?;
     Ok(executables.collect())
+}
+
+/// Builds the executable of a package with its feature `crash-points`, where it cannot be taken for that which is shipped.
+pub fn crash_points(package: &str) -> Result<PathBuf> {
+    let target = paths::target().join("crash-points");
+    let directory = [("CARGO_TARGET_DIR", target.display().to_string())];
+    cargo_with(&directory, ["build", "--quiet", "--release", "--package", package, "--features", "crash-points"])?;
+    Ok(target.join("x86_64-unknown-linux-gnu/release").join(package))
 }
 
 /// Builds this workspace's xtask as it runs in a host.

@@ -258,13 +258,29 @@ fn memory_max_ends_the_machine_and_is_told() -> Result<()> {
 }
 
 /// A group made for a test, removed with it.
-struct Made(PathBuf);
+pub struct Made(PathBuf);
 
 impl Made {
-    fn new(name: &str) -> Result<Self> {
+    /// Makes it.
+    pub fn new(name: &str) -> Result<Self> {
         let path = Path::new(MOUNT).join(name);
         fs::create_dir(&path).with_context(|| path.display().to_string())?;
         Ok(Self(path))
+    }
+
+    /// One that belongs to the ordinary user, as a service manager would make it.
+    pub fn of_user(name: &str) -> Result<Self> {
+        let made = Self::new(name)?;
+        fs::write(Path::new(MOUNT).join("cgroup.subtree_control"), "+memory +pids")?;
+        for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+            std::os::unix::fs::chown(made.0.join(file), Some(ORDINARY_USER), Some(ORDINARY_USER))?;
+        }
+        Ok(made)
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -289,7 +305,7 @@ fn a_given_parent_is_used_and_stays() -> Result<()> {
 }
 
 /// Starts a command in a group.
-fn inside(command: &mut Command, group: &Path) -> Result<()> {
+pub fn inside(command: &mut Command, group: &Path) -> Result<()> {
     let procs = fs::File::options().write(true).open(group.join("cgroup.procs"))?;
     // SAFETY: between fork and exec the child makes one system call, write(2), on a descriptor opened before.
     #[allow(unsafe_code)]
@@ -346,11 +362,7 @@ fn a_container_is_the_machines_whole_world() -> Result<()> {
 
 fn an_ordinary_user_in_a_delegated_group() -> Result<()> {
     kvm_device::with_mode(0o666)?;
-    let made = Made::new("user.scope")?;
-    fs::write(Path::new(MOUNT).join("cgroup.subtree_control"), "+memory +pids")?;
-    for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
-        std::os::unix::fs::chown(made.0.join(file), Some(ORDINARY_USER), Some(ORDINARY_USER))?;
-    }
+    let made = Made::of_user("user.scope")?;
     let before = Traces::of_this_host()?;
     let mut command = command(&Guest::new()?.option("--limit", "memory.max=1G"));
     inside(&mut command, &made.0)?;

@@ -9,6 +9,7 @@ mod console;
 mod cost;
 mod disk;
 mod documents;
+mod gc;
 mod hostile;
 mod hostile_backend;
 mod input;
@@ -43,6 +44,7 @@ fn tests() -> Vec<Test> {
         &net::TESTS,
         &console::TESTS,
         &lifecycle::TESTS,
+        &gc::TESTS,
         &jail::TESTS,
         &hostile::TESTS,
         &hostile_backend::TESTS,

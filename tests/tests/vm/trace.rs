@@ -34,7 +34,15 @@ fn a_launch() -> Result<()> {
     in_order(
         &trace,
         "ozone",
-        &["resolve the machine", "open resources", "make empty root", "confine ozone", "start core", "await jails", "await running"],
+        &[
+            "resolve the machine",
+            "open resources",
+            "make empty root",
+            "confine ozone",
+            "start core",
+            "await jails",
+            "await running",
+        ],
     )?;
     let jail = [
         "clone3",

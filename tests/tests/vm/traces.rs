@@ -19,6 +19,8 @@ pub struct Traces {
     links: BTreeSet<String>,
     /// Files and directories where machines make some.
     pub files: BTreeSet<String>,
+    /// What is locked, and how (proc(5), /proc/locks).
+    locks: BTreeSet<String>,
 }
 
 fn names(directory: &str) -> BTreeSet<String> {
@@ -49,11 +51,14 @@ impl Traces {
                 processes.insert(format!("{name} {}", command.trim()));
             }
         }
-        let mounts = fs::read_to_string("/proc/self/mounts")?.lines().map(str::to_owned).collect();
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?.lines().map(str::to_owned).collect();
+        // Without the number at the beginning of each line, which is its place in the list.
+        let locks = fs::read_to_string("/proc/locks")?;
+        let locks = locks.lines().filter_map(|line| Some(line.split_once(": ")?.1.to_owned())).collect();
         let mut files = names("/run");
         files.extend(names("/tmp"));
         files.extend(names("/sys/fs/cgroup").into_iter().filter(|path| Path::new(path).is_dir()));
-        Ok(Self { processes, mounts, links: names("/sys/class/net"), files })
+        Ok(Self { processes, mounts, links: names("/sys/class/net"), files, locks })
     }
 
     /// Waits until the host looks as it did.

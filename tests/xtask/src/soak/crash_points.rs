@@ -12,7 +12,7 @@ use oracle::verdict::Faults;
 use ozone_tests::host::{self, Put};
 use ozone_tests::product::Product;
 use ozone_tests::vm::{ANSWER, Guest, Vm};
-use ozone_tests::{build, control, paths, progress, trial};
+use ozone_tests::{build, control, progress, trial};
 use serde::Serialize;
 
 use super::report::Report;
@@ -78,13 +78,8 @@ impl Point {
 
 /// Builds the backend with its crash points, apart from the product.
 pub fn executable() -> Result<Put> {
-    let target = paths::target().join("crash-points");
-    progress::step("build a backend with crash points", || {
-        let directory = [(("CARGO_TARGET_DIR"), target.display().to_string())];
-        let words = ["build", "--quiet", "--release", "--package", "ozone-blk", "--features", "crash-points"];
-        build::cargo_with(&directory, words)
-    })?;
-    Ok(Put { from: target.join("x86_64-unknown-linux-gnu/release/ozone-blk"), to: host::executable(EXECUTABLE) })
+    let from = progress::step("build a backend with crash points", || build::crash_points("ozone-blk"))?;
+    Ok(Put { from, to: host::executable(EXECUTABLE) })
 }
 
 /// Every point, with one machine for each kind of descriptor and number of queues. One that fails leaves the others be.

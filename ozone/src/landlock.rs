@@ -4,15 +4,12 @@
 //! inherited, and never left.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, Scope,
 };
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 
 pub use landlock::{AccessFs as Right, BitFlags};
 
@@ -48,24 +45,6 @@ impl Domain {
     /// What landlock_add_rule(2) answers.
     pub fn allow(&mut self, place: impl AsFd, rights: impl Into<BitFlags<AccessFs>>) -> Result<(), Errno> {
         (&mut self.0).add_rule(PathBeneath::new(place, rights)).map(drop).map_err(errno)
-    }
-
-    /// The same for what is at a path now.
-    ///
-    /// # Errors
-    /// Likewise, or what open(2) answers.
-    pub fn allow_at(&mut self, path: &Path, rights: impl Into<BitFlags<AccessFs>>) -> Result<(), Errno> {
-        self.allow(open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?, rights)
-    }
-
-    /// Allows to remove a directory that is this user's own, and all that is in it.
-    ///
-    /// # Errors
-    /// Likewise.
-    pub fn allow_to_remove(&mut self, directory: &Path) -> Result<(), Errno> {
-        self.allow_at(directory, AccessFs::RemoveFile | AccessFs::RemoveDir)?;
-        // Its entry is the parent's.
-        directory.parent().map_or(Ok(()), |parent| self.allow_at(parent, AccessFs::RemoveDir))
     }
 
     /// Enters it, for good.

@@ -1,15 +1,15 @@
 //! Frames reach the host's tap and come back. Every test has a network namespace of its own.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 use ozone_tests::harness::Test;
 use ozone_tests::tool;
-use ozone_tests::vm::{Guest, Vm};
+use ozone_tests::vm::{ANSWER, Guest, Vm};
 use sha2::{Digest, Sha256};
 
 /// The tests of this file.
@@ -72,12 +72,22 @@ pub fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Connects to a listener of the guest.
+/// Connects to a listener of the guest, whose interface may be away: the kernel says that there is no route when nobody has
+/// answered its requests for an address for three seconds.
 pub fn connect(address: &str, port: u16) -> Result<TcpStream> {
     let address = format!("{address}:{port}").parse()?;
-    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(20)).context("connect to the guest")?;
-    stream.set_write_timeout(Some(TRANSFER))?;
-    Ok(stream)
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match TcpStream::connect_timeout(&address, left) {
+            Ok(stream) => {
+                stream.set_write_timeout(Some(TRANSFER))?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == ErrorKind::HostUnreachable && Instant::now() < deadline => {}
+            Err(error) => return Err(error).with_context(|| format!("connect to the guest within {ANSWER:?}")),
+        }
+    }
 }
 
 /// Starts a listener in the guest that keeps what it receives in `file`.

@@ -14,6 +14,7 @@ use nix::unistd::geteuid;
 use protocol::{Fault, FaultKind};
 
 use crate::control::message::Usage;
+use crate::exit::OomKill;
 use crate::journal::{Entry, Identity, Journal, JournalError, Object};
 use crate::landlock::{Domain, Right};
 use crate::report;
@@ -226,7 +227,7 @@ impl Cgroups {
             Ok(groups) => Ok(Self { groups: Some(groups) }),
             Err((argument, error)) => match argument.as_deref().or(spec.limits.argument()) {
                 None => {
-                    report::say(&format!("no cgroups: {error}"));
+                    report::warn(&format!("no cgroups: {error}"));
                     Ok(Self { groups: None })
                 }
                 Some(_) if error.names_argument() => Err(Fault { kind: error.kind(), message: error.to_string() }),
@@ -257,7 +258,7 @@ impl Cgroups {
     pub fn enter(&self) {
         let Some(groups) = &self.groups else { return };
         if let Err(error) = groups.enter() {
-            report::say(&format!("ozone stays in the cgroup that it was started in: {error}"));
+            report::warn(&format!("ozone stays in the cgroup that it was started in: {error}"));
         }
     }
 
@@ -268,19 +269,14 @@ impl Cgroups {
         Some(usage::read(&groups.machine, leaves))
     }
 
-    /// Says so when the kernel killed processes of the machine because of its limit on memory.
-    pub fn tell_kills(&self) {
-        let Some(groups) = &self.groups else { return };
-        let kills = usage::kills(&groups.machine);
-        if kills > 0 {
-            let jailed = groups.jailed.as_ref().unwrap_or(&groups.machine);
-            let max = jailed.read(Key::MemoryMax.file()).unwrap_or_default();
-            report::say(&format!(
-                "the machine needed more memory than it may have, and the kernel killed its processes \
-                 (memory.max {}, {kills} killed); give more with --limit memory.max=…",
-                max.trim()
-            ));
-        }
+    /// What the kernel killed of the machine because memory was short, if it did.
+    pub fn oom_kill(&self) -> Option<OomKill> {
+        let groups = self.groups.as_ref()?;
+        let processes = usage::kills(&groups.machine);
+        let jailed = groups.jailed.as_ref().unwrap_or(&groups.machine);
+        // A word for no limit is no number.
+        let limit = || jailed.read(Key::MemoryMax.file()).ok()?.trim().parse().ok();
+        (processes > 0).then(|| OomKill { processes, limit: limit() })
     }
 }
 
@@ -389,7 +385,7 @@ impl Groups {
         missing.dedup();
         if !missing.is_empty() {
             let (path, missing) = (self.parent.path().display(), missing.join(", "));
-            report::say(&format!("cgroups: no {missing} in {path}: 'ozone stat' lacks it, and so do default limits"));
+            report::warn(&format!("cgroups: no {missing} in {path}: 'ozone stat' lacks it, and so do default limits"));
         }
         Ok(())
     }
@@ -472,7 +468,7 @@ impl Groups {
 impl Drop for Groups {
     fn drop(&mut self) {
         if let Err(error) = self.remove() {
-            report::say(&format!("a cgroup stays: {error}"));
+            report::warn(&format!("a cgroup stays: {error}"));
         }
     }
 }

@@ -157,6 +157,14 @@ pub struct Options {
     /// End instead of starting again when the guest resets itself. Example: --no-reboot
     #[arg(long)]
     pub no_reboot: bool,
+    /// The form of ozone's lines on standard error: text (if not given), or json: each line an object with time, vm, role, pid,
+    /// level and message. Example: --log-format json
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Write how the run ended as JSON: cause, exit code, times, restarts, memory. It takes the place of what has that name.
+    /// Example: --status-file /var/lib/ozone/web1.status.json
+    #[arg(long, value_name = "FILE")]
+    pub status_file: Option<String>,
     /// Write when every process did what until the guest's drivers were ready, for https://ui.perfetto.dev, at the end of the
     /// run. Example: --boot-trace boot.json
     #[arg(long, value_name = "FILE")]

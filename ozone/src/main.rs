@@ -17,10 +17,11 @@ use ozone::gc;
 use ozone::jail::Ground;
 use ozone::journal::Journal;
 use ozone::notify::Notify;
+use ozone::record::Recorder;
 use ozone::report;
-use ozone::resources::{self, Resources, terminal};
+use ozone::resources::{self, Resources, status_file::StatusFile, terminal};
 use ozone::runtime::{self, Home};
-use ozone::spec::{self, VmSpec, file::SpecFile};
+use ozone::spec::{self, VmSpec, file::SpecFile, policy};
 use ozone::supervisor::{Backoff, Setting, Signals, Spawned, Tallies};
 use ozone::trace::Trace;
 use ozone::uids::Uids;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
             Ok(text) => print(&text),
             Err(fault) => end(&Ending::Fault(fault)),
         },
-        Command::Run(options) => end(&run(&options).unwrap_or_else(Ending::Fault)),
+        Command::Run(options) => end(&recorded(&options)),
         Command::Restart { name, devices, all: _ } => {
             ask(client::devices(&devices).and_then(|devices| client::ask(&name, &Request::Restart { devices })))
         }
@@ -73,41 +74,65 @@ fn main() -> ExitCode {
     }
 }
 
-/// `ozone run`: a machine from its description to its end.
-fn run(options: &Options) -> Result<Ending, Fault> {
-    let started = protocol::trace::now();
-    let spec = spec::load(options)?;
+/// `ozone run`: a machine from its description to its end, of which a record is left.
+fn recorded(options: &Options) -> Ending {
+    let mut recorder = Recorder::begin();
+    // What is wrong with the description is said in the form that was asked for, too.
+    report::begin(options.log_format.as_deref().and_then(|word| policy::word(word).ok()).unwrap_or_default());
+    let outcome = described(options, &mut recorder).and_then(|spec| run(options, &spec, &mut recorder));
+    let ending = outcome.unwrap_or_else(Ending::Fault);
+    recorder.end(&ending);
+    ending
+}
+
+/// The machine that the options describe, once it is known how its lines look and where its record goes.
+fn described(options: &Options, recorder: &mut Recorder) -> Result<VmSpec, Fault> {
+    let spec = spec::load(options).inspect_err(|_| {
+        // A description that cannot be used has an end as well.
+        let file = spec::status_file_of(options).and_then(|path| StatusFile::open(&path).ok());
+        recorder.keep(options.name.as_deref(), file);
+    })?;
+    report::begin(spec.log_format);
+    report::name(spec.name.as_deref());
+    let file = spec.status_file.as_ref().map(StatusFile::open).transpose()?;
+    recorder.keep(spec.name.as_deref(), file);
+    Ok(spec)
+}
+
+/// The machine, from the opening of its resources until nothing of it is left.
+fn run(options: &Options, spec: &VmSpec, recorder: &mut Recorder) -> Result<Ending, Fault> {
     let trace = Trace::new(resources::trace_file(options.boot_trace.as_deref())?);
-    trace.done(started, &"resolve the machine");
+    trace.done(recorder.started(), &"resolve the machine");
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
     let notify = Notify::from_environment()?;
-    let home = home(&spec)?;
+    let home = home(spec)?;
     let journal = home.as_ref().map_or_else(Journal::none, Home::journal);
     let server = home.as_ref().filter(|_| spec.name.is_some()).map(Server::open).transpose()?;
     let start = trace.now();
-    let resources = Resources::open(&spec, &journal)?;
+    let resources = Resources::open(spec, &journal)?;
     trace.done(start, &"open resources");
     let start = trace.now();
-    let uids = Uids::claim(&spec, &journal)?;
+    let uids = Uids::claim(spec, &journal)?;
     trace.done(start, &"claim uids");
     let start = trace.now();
-    let cgroups = Cgroups::make(&spec, &journal)?;
+    let cgroups = Cgroups::make(spec, &journal)?;
     trace.done(start, &"make cgroups");
     let start = trace.now();
     let ground = Ground::make(uids.identity(0))?;
     trace.done(start, &"make empty root");
     if home.is_none() {
-        report::say(
+        report::warn(
             "XDG_RUNTIME_DIR is not set: no command finds this machine, and 'ozone gc' not what a kill -9 leaves",
         );
     }
-    resources.announce(&spec);
+    resources.announce(spec);
     uids.announce();
     ground.announce();
     let start = trace.now();
     confine::confine(ground.layers().landlock, |domain| {
         ground.allow(domain)?;
         resources.allow(domain)?;
+        recorder.allow(domain)?;
         uids.allow(domain)?;
         cgroups.allow(domain)?;
         home.as_ref().map_or(Ok(()), |home| home.allow(domain))
@@ -116,7 +141,7 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     let tallies = Tallies::new(spec.devices.len());
     let mut setting = Setting {
         again: false,
-        spec: &spec,
+        spec,
         resources: &resources,
         uids: &uids,
         ground: &ground,
@@ -129,16 +154,19 @@ fn run(options: &Options) -> Result<Ending, Fault> {
     };
     let mut failures = Backoff::default();
     let ending = loop {
-        match launch(setting) {
+        match launch(setting, recorder) {
             Ok(Ending::Reset) | Err(Ending::Reset) if spec.reboot => {
                 report::say("the guest reset itself: starting again");
                 notify.status("the guest reset itself: starting again");
+                recorder.reset();
                 setting.again = true;
                 failures = Backoff::default();
             }
             // A device that may be lost under a running guest may be lost on the way to one that has run.
-            Err(Ending::BackendDied { process, how }) if setting.again && setting.outlives(&process) => {
-                report::say(&format!("{process} died before the machine ran again: {how}; starting once more"));
+            Err(Ending::BackendDied { process, how, .. })
+                if setting.again && setting.outlives(&process) && cgroups.oom_kill().is_none() =>
+            {
+                report::warn(&format!("{process} died before the machine ran again: {how}; starting once more"));
                 if let Some(signal) = signals.wait(failures.after(None)) {
                     break Ending::Signal(signal);
                 }
@@ -146,7 +174,8 @@ fn run(options: &Options) -> Result<Ending, Fault> {
             Ok(ending) | Err(ending) => break ending,
         }
     };
-    cgroups.tell_kills();
+    let ending = ending.with_oom_kill(cgroups.oom_kill());
+    recorder.gather(spec, &tallies, &cgroups);
     notify.status(&ending.to_string());
     notify.stopping();
     trace.write();
@@ -154,10 +183,11 @@ fn run(options: &Options) -> Result<Ending, Fault> {
 }
 
 /// One incarnation of the machine: at the first start and after a reset alike.
-fn launch(setting: Setting<'_>) -> Result<Ending, Ending> {
+fn launch(setting: Setting<'_>, recorder: &mut Recorder) -> Result<Ending, Ending> {
     let spawned = Spawned::launch(setting)?;
     let booting = spawned.boot()?;
-    let running = booting.attach()?;
+    let running = booting.attach().inspect_err(|ending| recorder.ended(ending))?;
+    recorder.ran();
     setting.cgroups.enter();
     Ok(running.supervise())
 }
@@ -201,7 +231,7 @@ fn print(text: &str) -> ExitCode {
 
 /// The last line and the exit code.
 fn end(ending: &Ending) -> ExitCode {
-    report::say_last(&ending.to_string());
+    report::say_last(ending.level(), &ending.to_string());
     ExitCode::from(ending.code())
 }
 

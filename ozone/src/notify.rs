@@ -1,5 +1,6 @@
 //! What a service manager is told (sd_notify(3)): that the machine runs, that `ozone` goes round, and that it ends.
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,6 +16,8 @@ pub struct Notify {
     socket: Option<OwnedFd>,
     /// How often it wants to hear that `ozone` goes round.
     interval: Option<Duration>,
+    /// When it has to hear that next, once the machine has run.
+    next: Cell<Option<Instant>>,
 }
 
 impl Notify {
@@ -42,12 +45,16 @@ impl Notify {
         let ours = text("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let limit = text("WATCHDOG_USEC").filter(|limit| ours && *limit > 0);
         // Half of the limit is what sd_watchdog_enabled(3) recommends.
-        Ok(Self { socket: Some(socket.into()), interval: limit.map(|limit| Duration::from_micros(limit / 2)) })
+        let interval = limit.map(|limit| Duration::from_micros(limit / 2));
+        Ok(Self { socket: Some(socket.into()), interval, next: Cell::default() })
     }
 
     /// Every backend is attached and the vCPUs run.
     pub fn ready(&self) {
         self.tell("READY=1\nSTATUS=the machine runs");
+        if self.next.get().is_none() {
+            self.next.set(self.interval.map(|_| Instant::now()));
+        }
     }
 
     /// The machine has come to its end, or starts again.
@@ -60,9 +67,19 @@ impl Notify {
         self.tell("STOPPING=1");
     }
 
-    /// A watchdog that wants to hear of `ozone` from now on.
-    pub fn watchdog(&self, now: Instant) -> Watchdog<'_> {
-        Watchdog { notify: self, next: self.interval.map(|_| now) }
+    /// When the manager has to hear next that `ozone` goes round.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.next.get()
+    }
+
+    /// Tells it so, if it is time.
+    pub fn tick(&self, now: Instant) {
+        if let (Some(next), Some(interval)) = (self.next.get(), self.interval)
+            && next <= now
+        {
+            self.tell("WATCHDOG=1");
+            self.next.set(Some(now + interval));
+        }
     }
 
     /// Never waits: a manager that does not read hears less.
@@ -70,30 +87,6 @@ impl Notify {
         if let Some(socket) = &self.socket {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let _ = send(socket.as_raw_fd(), text.as_bytes(), flags);
-        }
-    }
-}
-
-/// When the service manager has to hear of `ozone` next.
-#[derive(Debug)]
-pub struct Watchdog<'a> {
-    notify: &'a Notify,
-    next: Option<Instant>,
-}
-
-impl Watchdog<'_> {
-    /// When that is.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.next
-    }
-
-    /// Tells it, if it is time.
-    pub fn tick(&mut self, now: Instant) {
-        if let (Some(next), Some(interval)) = (self.next, self.notify.interval)
-            && next <= now
-        {
-            self.notify.tell("WATCHDOG=1");
-            self.next = Some(now + interval);
         }
     }
 }

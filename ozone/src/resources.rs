@@ -27,6 +27,7 @@ use crate::spec::{DeviceConfig, Given, Tap, VmSpec, size};
 
 pub mod console;
 pub mod disk;
+pub mod status_file;
 pub mod tap;
 pub mod terminal;
 
@@ -396,7 +397,7 @@ fn open_kvm(spec: &VmSpec) -> Result<OwnedFd, ResourceError> {
 }
 
 /// Opens anew what a descriptor stands for, with an open file description of its own.
-fn reopen(fd: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
+pub(crate) fn reopen(fd: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     open(path.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())

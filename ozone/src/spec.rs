@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use protocol::{CpuModel, Cpus, DeviceId, DeviceKind, Fault, Machine, Memory};
 
 use crate::cli::Options;
+use crate::report::Format;
 use crate::runtime;
 
 pub mod file;
@@ -68,6 +69,10 @@ pub struct VmSpec {
     pub limits: Limits,
     /// The first uid of its processes, if one is asked for: the core's; each device has the next. All of them can be used.
     pub uid_base: Option<Given<u32>>,
+    /// The form of ozone's lines on standard error.
+    pub log_format: Format,
+    /// Where the record of its end goes.
+    pub status_file: Option<Given<PathBuf>>,
     /// The devices; a device's place in the list is its slot on the board.
     pub devices: Vec<Device>,
 }
@@ -222,6 +227,13 @@ pub fn load(options: &Options) -> Result<VmSpec, SpecError> {
     RawSpec::gather(options)?.validate()
 }
 
+/// The file of `--status-file`, whatever the rest of the options says.
+pub fn status_file_of(options: &Options) -> Option<Given<PathBuf>> {
+    let path = options.status_file.as_ref()?;
+    let argument = format!("--status-file {path}");
+    Some(Given { value: path_of(path, &argument).ok()?, argument })
+}
+
 impl RawSpec {
     fn gather(options: &Options) -> Result<Self, SpecError> {
         let file = options.spec.as_deref().map_or_else(|| Ok(SpecFile::default()), read_file)?;
@@ -244,6 +256,7 @@ impl RawSpec {
         text("--append", &options.append, &mut file.append);
         text("--name", &options.name, &mut file.name);
         text("--cgroup-parent", &options.cgroup_parent, &mut file.cgroup_parent);
+        text("--status-file", &options.status_file, &mut file.status_file);
         if let Some(memory) = &options.memory {
             overridden.insert("--memory");
             file.memory = MemoryFile { size: Some(Size::Text(memory.clone())), ..MemoryFile::default() };
@@ -264,6 +277,12 @@ impl RawSpec {
             overridden.insert("--uid-base");
             let number = uid.parse().map_err(|_| SpecError::new(&format!("--uid-base {uid}"), "not a uid"))?;
             file.uid_base = Some(number);
+        }
+        if let Some(format) = &options.log_format {
+            file.log_format = Some(
+                policy::word(format)
+                    .map_err(|words| SpecError::new(&format!("--log-format {format}"), format!("it is {words}")))?,
+            );
         }
         if options.no_reboot {
             file.reboot = Some(false);
@@ -349,6 +368,10 @@ impl RawSpec {
                 Some(Given { value: path_of(path, "--initrd")?, argument: self.argument("--initrd", "initrd", path) })
             }
         };
+        let status_file = self.file.status_file.as_ref().map(|path| {
+            let argument = self.argument("--status-file", "status-file", path);
+            Ok(Given { value: path_of(path, &argument)?, argument })
+        });
         let append = self.file.append.clone().unwrap_or_default();
         if append.len() > APPEND_MAX {
             let argument = self.argument("--append", "append", "…");
@@ -394,6 +417,8 @@ impl RawSpec {
             reboot: self.file.reboot.unwrap_or(true),
             limits,
             uid_base,
+            log_format: self.file.log_format.unwrap_or_default(),
+            status_file: status_file.transpose()?,
             devices,
         })
     }
@@ -666,6 +691,8 @@ impl From<&VmSpec> for SpecFile {
                 .as_ref()
                 .map(|parent| text(&Path::new(limits::MOUNT).join(&parent.value))),
             uid_base: spec.uid_base.as_ref().map(|first| first.value.into()),
+            log_format: Some(spec.log_format),
+            status_file: spec.status_file.as_ref().map(|file| text(&file.value)),
             devices: Devices(spec.devices.iter().map(device).collect()),
         }
     }

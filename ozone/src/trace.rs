@@ -115,7 +115,7 @@ impl Trace {
         let trace = json!({ "displayTimeUnit": "ms", "traceEvents": *events.borrow() });
         let mut file = file;
         if let Err(error) = file.write_all(trace.to_string().as_bytes()) {
-            report::say(&format!("--boot-trace: {error}"));
+            report::warn(&format!("--boot-trace: {error}"));
         }
     }
 }

@@ -21,8 +21,13 @@ use nix::sys::termios::{LocalFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, Uid};
 use protocol::{
     BlkSpec, Cause, Channel, ConsoleHost, ConsoleSpec, Descriptor, DeviceId, DeviceSpec, Fault, FromBackend, FromCore,
-    ToBackend, ToCore,
+    LinkError, ToBackend, ToCore,
 };
+
+#[path = "supervisor/log.rs"]
+mod log;
+#[path = "supervisor/record.rs"]
+mod record;
 
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
@@ -284,6 +289,7 @@ fn backend(name: &str) -> ExitCode {
             return ExitCode::from(u8::from(!matches!(socket.read(&mut [0]), Ok(0))));
         }
         "mortal" => return ExitCode::from(9),
+        "noisy" => return noisy(&control),
         "offender" => {
             // The machine runs, or nobody would ask for a sign of life.
             let _ = control.receive();
@@ -330,6 +336,21 @@ fn told(control: &Channel<FromBackend, ToBackend>) -> Option<ToBackend> {
 fn wait(control: &Channel<FromBackend, ToBackend>) -> ExitCode {
     while told(control).is_some() {}
     ExitCode::SUCCESS
+}
+
+/// Writes lines without end, and answers questions after a sign of life meanwhile.
+fn noisy(control: &Channel<FromBackend, ToBackend>) -> ExitCode {
+    loop {
+        for _ in 0..100 {
+            // Refused when the pipe is full, as it has to be.
+            let _ = std::io::stderr().write_all(b"warn \"noise\" {}\n");
+        }
+        match control.try_receive() {
+            Ok(ToBackend::Ping { number }) => drop(control.send(&FromBackend::Alive { number })),
+            Ok(_) | Err(LinkError::WouldBlock) => {}
+            Err(_) => return ExitCode::SUCCESS,
+        }
+    }
 }
 
 /// A report of a call that was not made.
@@ -404,6 +425,15 @@ fn tests() -> ExitCode {
     add("ozone itself keeps only what starting processes takes", &all, confined);
     add("a flood of log lines is cut, counted, and blocks nothing", &kvm, flood);
     add("standard error that nobody reads blocks nothing", &kvm, deaf_stderr);
+    add("every line in JSON is one object", &kvm, log::json);
+    add("a role that floods its log blocks nobody", &all, log::flooding_role);
+    add("a full pipe as standard error blocks nobody", &all, log::full_pipe);
+    add("a stopped terminal as standard error blocks nobody", &all, log::stopped_terminal);
+    add("a full socket as standard error blocks nobody", &all, log::full_socket);
+    add("another user's full pipe as standard error blocks nobody", &all, log::pipe_of_another);
+    add("each way of ending leaves its record", &kvm, record::endings);
+    add("a record counts restarts and resets", &kvm, record::counts);
+    add("a record is no way to another file", &kvm, record::planted);
     add("an image is held against other machines", &kvm, held_image);
     add("bad input on the host is refused before any process starts", &kvm, bad_input);
     add("no rights on /dev/kvm and no KVM are told apart", &all, kvm_rights);

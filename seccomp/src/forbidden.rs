@@ -40,6 +40,18 @@ impl Call {
     }
 }
 
+impl Call {
+    /// Its number on this architecture.
+    pub fn number(self) -> i64 {
+        self.0
+    }
+
+    /// Its name, if there is a call of that number.
+    pub fn name(self) -> Option<&'static str> {
+        names::name(self.0)
+    }
+}
+
 impl fmt::Display for Call {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = names::name(self.0).unwrap_or("without a name");

@@ -8,6 +8,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::policy::{OnFail, Restart};
+use crate::report::Format;
 
 /// The version of the format.
 pub const VERSION: u32 = 1;
@@ -57,6 +58,12 @@ pub struct SpecFile {
     /// The first uid of the machine's processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid_base: Option<u64>,
+    /// The form of ozone's lines on standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<Format>,
+    /// Path of the record of how the run ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_file: Option<String>,
     /// The devices by name; their order is that of the board.
     #[serde(default)]
     pub devices: Devices,
@@ -79,6 +86,8 @@ impl Default for SpecFile {
             numa: None,
             cgroup_parent: None,
             uid_base: None,
+            log_format: None,
+            status_file: None,
             devices: Devices::default(),
         }
     }

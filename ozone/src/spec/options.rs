@@ -4,7 +4,7 @@ use protocol::DeviceId;
 
 use super::SpecError;
 use super::file::{ConsoleFile, DeviceEntry, DeviceFile, DiskFile, NetFile};
-use super::policy::Word;
+use super::policy::{self, Word};
 
 /// A device as an option gives it: perhaps without a name, which is chosen later then.
 #[derive(Debug)]
@@ -81,13 +81,8 @@ impl<'a> Keys<'a> {
 
     fn word<T: Word>(&mut self, key: &str) -> Result<Option<T>, SpecError> {
         let Some(text) = self.text(key)? else { return Ok(None) };
-        match T::WORDS.iter().find(|(word, _)| *word == text) {
-            Some((_, value)) => Ok(Some(*value)),
-            None => {
-                let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
-                Err(self.wrong(format!("{key}={}: it is {}", text.escape_debug(), words.join(" or "))))
-            }
-        }
+        let value = policy::word(&text);
+        value.map(Some).map_err(|words| self.wrong(format!("{key}={}: it is {words}", text.escape_debug())))
     }
 
     /// The keys that every device has are read last.

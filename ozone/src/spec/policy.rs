@@ -54,3 +54,12 @@ impl Word for OnFail {
     const WORDS: &'static [(&'static str, Self)] =
         &[("wait", Self::Wait), ("needs-reset", Self::NeedsReset), ("stop-vm", Self::StopVm)];
 }
+
+/// The value of a word.
+///
+/// # Errors
+/// The words that there are.
+pub fn word<T: Word>(text: &str) -> Result<T, String> {
+    let found = T::WORDS.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    found.ok_or_else(|| T::WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or "))
+}

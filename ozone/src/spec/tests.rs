@@ -82,6 +82,8 @@ fn each_wrong_argument_is_refused_in_one_line_that_names_it() {
         (&["--limit", "pids.max=9", "--limit", "pids.max=9"], &["--limit pids.max=9", "given already"]),
         (&["--numa", "0", "--limit", "cpuset.mems=1"], &["--numa 0", "and so does --limit cpuset.mems=1"]),
         (&["--numa", "-1"], &["--numa -1", "not a number"]),
+        (&["--log-format", "xml"], &["--log-format xml", "it is text or json"]),
+        (&["--status-file", ""], &["--status-file", "not a path"]),
         (&["--cgroup-parent", "/etc"], &["--cgroup-parent /etc", "/sys/fs/cgroup"]),
         (&["--uid-base", "0"], &["--uid-base 0: uid 0 is root's"]),
         (&["--uid-base", "-1"], &["--uid-base -1: not a uid"]),
@@ -136,6 +138,8 @@ fn each_wrong_file_is_refused_in_one_line_that_names_the_key() {
         (r#"{"version": 1, "kernel": "k", "limits": {"pids.max": 1, "pids.max": 2}}"#, "limit 'pids.max' stands"),
         (r#"{"version": 1, "kernel": "k", "limits": {"pids.max": ["1", "2"]}}"#, "given already"),
         (r#"{"version": 1, "kernel": "k", "numa": -1}"#, "u32"),
+        (r#"{"version": 1, "kernel": "k", "log-format": "xml"}"#, "`xml`"),
+        (r#"{"version": 1, "kernel": "k", "status-file": "\u0000"}"#, "status-file"),
         (r#"{"version": 1, "kernel": "k", "cgroup-parent": "../x"}"#, "cgroup-parent ../x in"),
         (r#"{"version": 1, "kernel": "k", "uid-base": 0}"#, "uid-base 0 in"),
         (r#"{"version": 1, "kernel": "k", "uid-base": 4294967295}"#, "uid-base 4294967295 in"),
@@ -189,6 +193,10 @@ fn a_printed_machine_reads_back_as_the_same() {
         "machine.slice",
         "--uid-base",
         "100000",
+        "--log-format",
+        "json",
+        "--status-file",
+        "/run/web1.json",
     ])
     .unwrap();
     let text = serde_json::to_string_pretty(&SpecFile::from(&spec)).unwrap();
@@ -199,6 +207,7 @@ fn a_printed_machine_reads_back_as_the_same() {
     assert_eq!(ids, ["zeta", "disk0", "net0", "net1", "console0"], "the order is that of the options");
     assert!(text.contains("b,c.img"));
     assert!(text.contains(r#""memory.max": "2G""#) && text.contains(r#""core:cpu.max": "50000 100000""#), "{text}");
+    assert!(text.contains(r#""log-format": "json""#) && text.contains(r#""status-file": "/run/web1.json""#), "{text}");
     assert_eq!((again.limits.list.len(), again.limits.numa.map(|numa| numa.value)), (4, Some(0)));
 }
 

@@ -136,6 +136,9 @@ pub struct Loss {
     pub told: bool,
 }
 
+/// How many different causes are counted; the last of them stands for all further ones, since a hostile process has any number.
+pub const CAUSES: usize = 16;
+
 /// What has happened to a device since `ozone` started.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -143,6 +146,8 @@ pub struct Tally {
     pub restarts: u64,
     /// Why it was lost last.
     pub cause: Option<String>,
+    /// Why it was lost each time, and how often; no more than [`CAUSES`] different ones.
+    pub causes: Vec<(String, u64)>,
     /// How long the next process had to wait for its time then.
     pub delay: Duration,
     /// How long it was away the last time.
@@ -151,6 +156,23 @@ pub struct Tally {
     pub away_total: Duration,
     /// Requests that were carried out again.
     pub reexecuted: u64,
+}
+
+impl Tally {
+    /// A process that was lost for this cause has been replaced by one that serves, after this time.
+    pub fn replaced(&mut self, cause: &str, away: Duration, delay: Duration) {
+        self.restarts = self.restarts.saturating_add(1);
+        self.cause = Some(cause.to_owned());
+        self.away = Some(away);
+        self.delay = delay;
+        self.away_total = self.away_total.saturating_add(away);
+        let full = self.causes.len() >= CAUSES - 1;
+        let cause = if full && !self.causes.iter().any(|(known, _)| known == cause) { "others" } else { cause };
+        match self.causes.iter_mut().find(|(known, _)| known == cause) {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => self.causes.push((cause.to_owned(), 1)),
+        }
+    }
 }
 
 /// The tallies of a machine's devices, in their order. They outlive resets of the guest.
@@ -253,5 +275,24 @@ impl Device {
             State::Starting { .. } => DeviceState::Starting,
             State::Attaching { .. } => DeviceState::Attaching,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_counted_and_bounded() {
+        let mut tally = Tally::default();
+        for number in 0..100 {
+            tally.replaced("killed by SIGKILL", Duration::from_millis(1), Duration::ZERO);
+            tally.replaced(&format!("the core lost it: {number}"), Duration::from_millis(1), Duration::ZERO);
+        }
+        assert_eq!((tally.restarts, tally.away_total), (200, Duration::from_millis(200)));
+        assert_eq!(tally.causes.len(), CAUSES);
+        assert_eq!(tally.causes[0], ("killed by SIGKILL".to_owned(), 100));
+        assert_eq!(tally.causes[CAUSES - 1].0, "others");
+        assert_eq!(tally.causes.iter().map(|(_, count)| count).sum::<u64>(), 200);
     }
 }

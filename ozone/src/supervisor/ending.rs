@@ -62,7 +62,7 @@ impl Machine<'_> {
                     Some(known) => {
                         let process = Process::Backend { kind: known.kind(), device };
                         let how = format!("the core lost it: {}", report::harmless(&reason));
-                        (Rank::CoreLost, Ending::BackendDied { process, how })
+                        (Rank::CoreLost, Ending::BackendDied { process, how, death: None })
                     }
                     None => (Rank::Whole, self.unexpected(0, "Lost of an unknown device")),
                 }
@@ -79,12 +79,12 @@ impl Machine<'_> {
             // If it has died, that says more.
             Event::HungUp(place) => {
                 let how = String::from("it closed its vhost-user socket");
-                (Rank::CoreLost, Ending::BackendDied { process: process(place)?, how })
+                (Rank::CoreLost, Ending::BackendDied { process: process(place)?, how, death: None })
             }
             Event::Died(0, death) => (Rank::Whole, Ending::CoreDied(death)),
             Event::Died(place, death) => {
                 let rank = if death.is_orderly() { Rank::BackendLeft } else { Rank::BackendDied };
-                (rank, Ending::BackendDied { process: process(place)?, how: death.to_string() })
+                (rank, Ending::BackendDied { process: process(place)?, how: death.to_string(), death: Some(death) })
             }
         })
     }
@@ -92,7 +92,7 @@ impl Machine<'_> {
     /// The end of the machine, since the process of a device was lost whose loss means that.
     pub(super) fn ends_with(&mut self, place: usize, how: String) -> Ending {
         match self.processes.get(place).map(|child| child.process.clone()) {
-            Some(process) => self.settle(Rank::BackendDied, Ending::BackendDied { process, how }, true),
+            Some(process) => self.settle(Rank::BackendDied, Ending::BackendDied { process, how, death: None }, true),
             None => self.unexpected(place, "a loss"),
         }
     }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use seccomp::forbidden::Call;
 
 use crate::process::Process;
@@ -67,7 +68,7 @@ impl LogPipe {
     }
 
     /// Prints what is there.
-    pub fn pump(&mut self, process: &Process) {
+    pub fn pump(&mut self, process: &Process, pid: Pid) {
         let mut bytes = [0; 4096];
         for _ in 0..LOOK / bytes.len() {
             match self.pipe.read(&mut bytes) {
@@ -79,7 +80,7 @@ impl LogPipe {
                     let now = Instant::now();
                     let text = bytes.get(..length).unwrap_or_default();
                     let quiet = self.quiet;
-                    self.lines.take(text, now, |line| print(process, quiet, line));
+                    self.lines.take(text, now, |line| print(process, pid, quiet, line));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => break,
@@ -88,17 +89,17 @@ impl LogPipe {
     }
 
     /// Prints what is there when no more will come, the count of lost lines included.
-    pub fn finish(&mut self, process: &Process) {
-        self.pump(process);
+    pub fn finish(&mut self, process: &Process, pid: Pid) {
+        self.pump(process, pid);
         let quiet = self.quiet;
-        self.lines.finish(|line| print(process, quiet, line));
+        self.lines.finish(|line| print(process, pid, quiet, line));
     }
 }
 
-fn print(process: &Process, quiet: bool, line: &str) {
+fn print(process: &Process, pid: Pid, quiet: bool, line: &str) {
     // The level comes first in a line of protocol::log.
     if !(quiet && line.starts_with("info ")) {
-        report::say(&format!("[{process}] {line}"));
+        report::pass(&process.to_string(), pid.as_raw().unsigned_abs(), line);
     }
 }
 
@@ -151,7 +152,7 @@ impl Lines {
             return;
         }
         if self.lost > 0 {
-            print(&format!("{} lines were lost: too many at once", self.lost));
+            print(&format!("warn {} lines were lost: too many at once", self.lost));
             self.lost = 0;
         }
         self.left -= 1;
@@ -172,7 +173,7 @@ impl Lines {
             print(&report::harmless(&String::from_utf8_lossy(&line)));
         }
         if self.lost > 0 {
-            print(&format!("{} lines were lost: too many at once", self.lost));
+            print(&format!("warn {} lines were lost: too many at once", self.lost));
             self.lost = 0;
         }
     }
@@ -213,6 +214,6 @@ mod tests {
         assert_eq!(lines.reported.unwrap().to_string(), "socket (41)", "though it is not printed");
         let later = now + Duration::from_secs(1);
         let printed = collect(&mut lines, b"signal\n", later);
-        assert_eq!(printed, ["9801 lines were lost: too many at once", "signal"]);
+        assert_eq!(printed, ["warn 9801 lines were lost: too many at once", "signal"]);
     }
 }

@@ -66,7 +66,7 @@ impl<'a> Machine<'a> {
     pub fn new(setting: Setting<'a>, children: Vec<Child>) -> Self {
         Self {
             setting,
-            processes: Processes::new(children, setting.signals, setting.server),
+            processes: Processes::new(children, setting),
             serial: None,
             devices: Vec::new(),
             state: MachineState::Running,
@@ -81,13 +81,11 @@ impl<'a> Machine<'a> {
         let now = Instant::now();
         self.devices = self.setting.spec.devices.iter().map(|_| Device::up(now)).collect();
         self.setting.notify.ready();
-        let mut watchdog = self.setting.notify.watchdog(now);
         loop {
-            let deadline = self.devices.iter().filter_map(Device::deadline).chain(watchdog.deadline()).min();
+            let deadline = self.devices.iter().filter_map(Device::deadline).min();
             let event = self.processes.next(deadline);
             self.handle(event)?;
             let now = Instant::now();
-            watchdog.tick(now);
             // Not before all that was said in time has been heard.
             if !self.processes.is_idle() {
                 continue;
@@ -137,7 +135,7 @@ impl<'a> Machine<'a> {
                 if !self.setting.again {
                     return Err(error.into());
                 }
-                report::say(&error.to_string());
+                report::warn(&error.to_string());
                 deadline = None;
             }
             // No backend has been told anything, so whatever happens meanwhile is the end, or nothing.

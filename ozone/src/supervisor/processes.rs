@@ -8,14 +8,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use protocol::{Channel, FromBackend, FromCore, LinkError, ToBackend, ToCore};
 
+use super::Setting;
 use super::log_pipe::LogPipe;
 use super::signals::Signals;
 use crate::control::message::{Answer, Request};
 use crate::control::server::{ClientId, Heard, Server};
 use crate::exit::Death;
 use crate::jail::{JailError, Jailed, Progress};
+use crate::notify::Notify;
 use crate::process::Process;
-use crate::report;
+use crate::report::{self, Room};
 use crate::trace::Trace;
 
 /// How long a child that has closed its channel may take to end.
@@ -135,6 +137,7 @@ pub struct Processes<'a> {
     children: Vec<Child>,
     signals: &'a Signals,
     server: Option<&'a Server>,
+    notify: &'a Notify,
     pending: VecDeque<Event>,
 }
 
@@ -150,18 +153,20 @@ enum Source {
     Peer(usize),
     Listener,
     Client(ClientId),
+    Report,
 }
 
 impl<'a> Processes<'a> {
     /// The children, the core first.
-    pub fn new(children: Vec<Child>, signals: &'a Signals, server: Option<&'a Server>) -> Self {
-        Self { children, signals, server, pending: VecDeque::new() }
+    pub fn new(children: Vec<Child>, setting: Setting<'a>) -> Self {
+        let Setting { signals, server, notify, .. } = setting;
+        Self { children, signals, server, notify, pending: VecDeque::new() }
     }
 
     /// Puts another child in the place of one that has ended.
     pub fn replace(&mut self, place: usize, mut child: Child) {
         if let Some(old) = self.children.get_mut(place) {
-            old.log.finish(&old.process);
+            old.log.finish(&old.process, old.jailed.pid());
             child.log.succeed(&old.log);
             *old = child;
         }
@@ -281,8 +286,19 @@ impl<'a> Processes<'a> {
         let now = Instant::now();
         let mut wake = deadline;
         let mut wake_at = |at: Instant| wake = Some(wake.map_or(at, |wake: Instant| wake.min(at)));
+        self.notify.tick(now);
+        self.notify.deadline().into_iter().for_each(&mut wake_at);
+        let stderr = std::io::stderr();
         let mut sources = vec![Source::Signals];
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        match report::room(now) {
+            Room::Needed => {
+                sources.push(Source::Report);
+                fds.push(PollFd::new(stderr.as_fd(), PollFlags::POLLOUT));
+            }
+            Room::NeededAt(until) => wake_at(until),
+            Room::NotNeeded => {}
+        }
         let clients = self.server.map(Server::clients);
         if let Some(listener) = self.server.and_then(Server::listener) {
             sources.push(Source::Listener);
@@ -356,6 +372,7 @@ impl<'a> Processes<'a> {
                         self.pending.push_back(Event::HungUp(place));
                     }
                 }
+                Source::Report => report::settle(),
                 Source::Listener => self.server.into_iter().for_each(Server::accept),
                 Source::Client(client) => {
                     self.pending.extend(match self.server.map(|server| server.receive(client)) {
@@ -371,7 +388,7 @@ impl<'a> Processes<'a> {
         if self.pending.is_empty() {
             for place in logs {
                 if let Some(child) = self.children.get_mut(place) {
-                    child.log.pump(&child.process);
+                    child.log.pump(&child.process, child.jailed.pid());
                 }
             }
         }
@@ -411,7 +428,7 @@ impl<'a> Processes<'a> {
     fn ended(&mut self, place: usize) {
         self.receive(place);
         let Some(child) = self.children.get_mut(place) else { return };
-        child.log.pump(&child.process);
+        child.log.pump(&child.process, child.jailed.pid());
         if let Some(status) = child.jailed.reap(Instant::now()) {
             child.ended = true;
             (child.closed, child.peer) = (None, None);
@@ -443,7 +460,7 @@ impl<'a> Processes<'a> {
         let deadline = Instant::now() + grace;
         for place in graced {
             while let Some(child) = self.children.get_mut(*place) {
-                child.log.pump(&child.process);
+                child.log.pump(&child.process, child.jailed.pid());
                 let step = Instant::now() + Duration::from_millis(20);
                 if child.jailed.reap(step.min(deadline)).is_some() || Instant::now() >= deadline {
                     break;
@@ -456,9 +473,13 @@ impl<'a> Processes<'a> {
         let deadline = Instant::now() + Duration::from_secs(5);
         for child in &mut self.children {
             if child.jailed.reap(deadline).is_none() {
-                report::say(&format!("{} (process {}) does not end, though killed", child.process, child.jailed.pid()));
+                report::warn(&format!(
+                    "{} (process {}) does not end, though killed",
+                    child.process,
+                    child.jailed.pid()
+                ));
             }
-            child.log.finish(&child.process);
+            child.log.finish(&child.process, child.jailed.pid());
         }
         self.children.clear();
     }

@@ -57,7 +57,7 @@ impl<'a> Machine<'a> {
                 State::Ending { overdue } => {
                     *overdue = None;
                     let name = self.processes.name(place);
-                    report::say(&format!("[{name}] killed and not gone yet: the host is busy with its requests"));
+                    report::warn(&format!("[{name}] killed and not gone yet: the host is busy with its requests"));
                 }
                 State::Draining { .. } => self.look_at_drain(place)?,
                 State::Waiting { .. } => self.start(place)?,
@@ -245,7 +245,7 @@ impl<'a> Machine<'a> {
             Look::Waits(complaint) => {
                 let enter = !std::mem::replace(tried, true);
                 if let Some(error) = complaint {
-                    report::say(&format!("[{}] {error}", self.processes.name(place)));
+                    report::warn(&format!("[{}] {error}", self.processes.name(place)));
                 }
                 if enter {
                     self.enter_early(place);
@@ -368,13 +368,7 @@ impl<'a> Machine<'a> {
             let away = now.saturating_duration_since(loss.at);
             let (cause, delay) = (loss.cause.clone(), loss.delay);
             device.back = Some((loss, away));
-            self.setting.tallies.add(place.wrapping_sub(1), |tally| {
-                tally.restarts = tally.restarts.saturating_add(1);
-                tally.cause = Some(cause);
-                tally.away = Some(away);
-                tally.delay = delay;
-                tally.away_total = tally.away_total.saturating_add(away);
-            });
+            self.setting.tallies.add(place.wrapping_sub(1), |tally| tally.replaced(&cause, away, delay));
         }
         self.settle_waits();
         Ok(())

@@ -27,7 +27,7 @@ impl Machine<'_> {
         } else {
             format!("it is started again in {}", milliseconds(loss.delay))
         };
-        report::say(&format!("[{name}] lost: {}; {next}", loss.cause));
+        report::warn(&format!("[{name}] lost: {}; {next}", loss.cause));
     }
 
     /// Says that a device is back.

@@ -5,15 +5,16 @@
 //! filters besides.
 
 use libc::{
-    AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWUSER, F_DUPFD_CLOEXEC, F_GETFD, F_OFD_SETLK, O_CREAT, O_DIRECTORY,
-    O_TMPFILE, PR_CAP_AMBIENT, PR_CAPBSET_DROP, PR_CAPBSET_READ, PR_SET_KEEPCAPS, PR_SET_SECUREBITS, SIGKILL,
-    SYS_accept4, SYS_capget, SYS_capset, SYS_chdir, SYS_clone3, SYS_close_range, SYS_dup3, SYS_fchdir, SYS_fcntl,
-    SYS_flock, SYS_fsconfig, SYS_fsmount, SYS_fsopen, SYS_fstat, SYS_getdents64, SYS_geteuid, SYS_getpid,
-    SYS_getsockopt, SYS_gettid, SYS_ioctl, SYS_landlock_add_rule, SYS_landlock_create_ruleset,
-    SYS_landlock_restrict_self, SYS_lseek, SYS_mount, SYS_move_mount, SYS_mremap, SYS_newfstatat, SYS_openat,
-    SYS_openat2, SYS_pidfd_send_signal, SYS_pipe2, SYS_pivot_root, SYS_poll, SYS_prctl, SYS_readlink, SYS_rmdir,
-    SYS_sched_getaffinity, SYS_sendto, SYS_setgroups, SYS_sethostname, SYS_setns, SYS_setresgid, SYS_setresuid,
-    SYS_setsid, SYS_socketpair, SYS_statx, SYS_umask, SYS_umount2, SYS_unlink, SYS_unlinkat, SYS_unshare, SYS_waitid,
+    AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWUSER, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_OFD_SETLK, F_SETFL,
+    O_CREAT, O_DIRECTORY, O_TMPFILE, PR_CAP_AMBIENT, PR_CAPBSET_DROP, PR_CAPBSET_READ, PR_SET_KEEPCAPS,
+    PR_SET_SECUREBITS, SIGKILL, SYS_accept4, SYS_capget, SYS_capset, SYS_chdir, SYS_clone3, SYS_close_range, SYS_dup3,
+    SYS_fchdir, SYS_fcntl, SYS_flock, SYS_fsconfig, SYS_fsmount, SYS_fsopen, SYS_fstat, SYS_getdents64, SYS_geteuid,
+    SYS_getpid, SYS_getrusage, SYS_getsockopt, SYS_gettid, SYS_ioctl, SYS_landlock_add_rule,
+    SYS_landlock_create_ruleset, SYS_landlock_restrict_self, SYS_linkat, SYS_lseek, SYS_mount, SYS_move_mount,
+    SYS_mremap, SYS_newfstatat, SYS_openat, SYS_openat2, SYS_pidfd_send_signal, SYS_pipe2, SYS_pivot_root, SYS_poll,
+    SYS_prctl, SYS_readlink, SYS_renameat, SYS_rmdir, SYS_sched_getaffinity, SYS_sendto, SYS_setgroups,
+    SYS_sethostname, SYS_setns, SYS_setresgid, SYS_setresuid, SYS_setsid, SYS_socketpair, SYS_statx, SYS_umask,
+    SYS_umount2, SYS_unlink, SYS_unlinkat, SYS_unshare, SYS_waitid,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -63,11 +64,16 @@ pub const OWN: &[Rule] = &[
     allow(SYS_unlink, "sockets and the file of uids, at the end"),
     allow(SYS_rmdir, "directories of the machine, at the end"),
     allow(SYS_unlinkat, "control groups, at the end"),
+    allow(SYS_linkat, "the record of the end gets a name"),
+    allow(SYS_renameat, "and then its own"),
+    allow(SYS_getrusage, "the processor time and memory in that record"),
     // Who speaks to it, and to whom it speaks.
     allow(SYS_accept4, "clients: ozone status and its like"),
     allow(SYS_getsockopt, "a client's uid"),
     allow(SYS_geteuid, "whether a client is of the same user"),
-    allow(SYS_sendto, "the service manager"),
+    allow(SYS_sendto, "the service manager, and standard error if it is a socket"),
+    allow_if(SYS_fcntl, &[fcntl(F_GETFL)], "standard error of another user's is made not to wait"),
+    allow_if(SYS_fcntl, &[fcntl(F_SETFL)], "standard error of another user's is made not to wait"),
     allow_if(SYS_ioctl, &[Check::Equals(1, TIOCGWINSZ)], "the size of the terminal"),
     allow_if(SYS_ioctl, &[Check::Equals(1, TCGETS)], "whether a line ends as on a raw terminal"),
     allow_if(SYS_ioctl, &[Check::Equals(1, TCSETS)], "the terminal is restored"),

@@ -31,6 +31,10 @@ pub const BOOT: Duration = Duration::from_secs(60);
 /// For everything that a booted guest does at once.
 pub const ANSWER: Duration = Duration::from_secs(30);
 
+/// Opens the power button as descriptor 3 of the guest's shell. An event is lost to a reader that has not opened the device yet.
+pub const OPEN_POWER_BUTTON: &str =
+    "exec 3< /dev/input/$(grep -l 'Power Button' /sys/class/input/event*/device/name | cut -d/ -f5)";
+
 /// A failure shows this much of what came instead.
 const SHOWN: usize = 3000;
 

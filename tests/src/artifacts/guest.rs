@@ -15,7 +15,7 @@ use super::{ext4, kernel, modules};
 use crate::tool;
 
 /// Drivers of the devices that ozone offers or will offer.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "virtio_mmio",
     "virtio_pci",
     "virtio_blk",
@@ -25,6 +25,7 @@ const MODULES: [&str; 9] = [
     "virtio_balloon",
     "pvpanic_mmio",
     "button",
+    "evdev",
 ];
 
 /// Paths of the guest's files, on this machine or in the test host.

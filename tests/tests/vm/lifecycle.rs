@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ozone_tests::harness::Test;
 use ozone_tests::process_table::Process;
 use ozone_tests::tool;
-use ozone_tests::vm::{ANSWER, BOOT, Guest, Vm, executable};
+use ozone_tests::vm::{ANSWER, BOOT, Guest, OPEN_POWER_BUTTON, Vm, executable};
 
 use crate::traces::Traces;
 
@@ -88,15 +88,12 @@ fn a_guest_kernel_panic_has_its_own_code() -> Result<()> {
 fn the_power_button_reaches_the_guest() -> Result<()> {
     let mut vm = Guest::new()?.boot()?;
     vm.guest("cat /proc/bus/input/devices | grep -q 'Power Button'")?;
-    vm.send_line("dd if=/dev/input/event0 bs=24 count=1 of=/pressed 2>/errors; echo button-pressed")?;
-    // The reader may not have opened the device yet: an event before that is lost, so the button is pressed again.
-    for _ in 0..20 {
-        vm.signal(Signal::SIGPWR)?;
-        if vm.expect("button-pressed", Duration::from_secs(1)).is_ok() {
-            return vm.power_off();
-        }
-    }
-    bail!("the guest did not see its power button within 20 presses: {}", vm.console_text())
+    vm.guest(OPEN_POWER_BUTTON)?;
+    vm.send_line("dd bs=24 count=1 <&3 > /pressed 2> /errors && [ -s /pressed ] && echo button-pressed")?;
+    ensure!(vm.expect("button-pressed", Duration::from_secs(1)).is_err(), "pressed before it was");
+    vm.signal(Signal::SIGPWR)?;
+    vm.expect("button-pressed", ANSWER)?;
+    vm.power_off()
 }
 
 fn two_vms_run_side_by_side() -> Result<()> {

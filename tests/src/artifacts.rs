@@ -2,6 +2,7 @@
 
 mod apt;
 mod archive;
+mod closure;
 mod emulator;
 mod ext4;
 mod guest;
@@ -11,9 +12,11 @@ mod kernel;
 mod modules;
 mod programs;
 pub mod store;
+mod userland;
 
 pub use emulator::{Emulator, emulator};
 pub use guest::{FILES, GuestFiles, guest};
 pub use host::{HostFiles, host};
 pub use initramfs::with_programs;
 pub use programs::{Programs, programs};
+pub use userland::{Userland, userland, userland_puts};

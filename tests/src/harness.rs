@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::host::{self, DEFAULT_MEMORY, HostError, Parcel, Put, Snapshot, Stdin, TestHost};
-use crate::{build, child};
+use crate::{artifacts, build, child};
 
 /// The variable that says where tests run; see [`Choice`].
 pub const CHOICE: &str = "OZONE_TEST_ON";
@@ -78,6 +78,7 @@ pub struct Test {
     needs: Needs,
     deadline: Duration,
     memory: u64,
+    userland: bool,
     run: fn() -> Result<()>,
 }
 
@@ -85,7 +86,7 @@ impl Test {
     /// A test that needs a host whose KVM boots Linux.
     #[must_use]
     pub const fn host(name: &'static str, run: fn() -> Result<()>) -> Self {
-        Self { name, needs: Needs::Host, deadline: DEADLINE, memory: DEFAULT_MEMORY, run }
+        Self { name, needs: Needs::Host, deadline: DEADLINE, memory: DEFAULT_MEMORY, userland: false, run }
     }
 
     /// A test of jail steps, or with a tiny payload: needs root and a /dev/kvm of any kind.
@@ -104,6 +105,13 @@ impl Test {
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// With [`artifacts::Userland`] in the host.
+    #[must_use]
+    pub const fn with_userland(mut self) -> Self {
+        self.userland = true;
         self
     }
 
@@ -226,7 +234,7 @@ fn is_infrastructure(error: &anyhow::Error) -> bool {
 }
 
 fn run_in_host_once(test: &Test) -> Result<()> {
-    let (snapshot, parcel) = (snapshot(test.memory)?, parcel()?);
+    let (snapshot, parcel) = (snapshot(test.memory)?, parcel(test.userland)?);
     let mut host = TestHost::resume(&snapshot, parcel)?;
     let argv = vec![host::executable(TEST_EXECUTABLE), INSIDE.to_owned(), test.name.to_owned()];
     let command = wire::Command { argv, env: host::environment(), terminal: None };
@@ -255,15 +263,20 @@ fn product() -> Result<&'static [Put]> {
     built.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-/// The product and this executable, packed once.
-fn parcel() -> Result<&'static Parcel> {
-    static PARCEL: OnceLock<Result<Parcel, String>> = OnceLock::new();
+/// The product and this executable, with or without the userland, packed once.
+fn parcel(with_userland: bool) -> Result<&'static Parcel> {
+    static PARCELS: [OnceLock<Result<Parcel, String>>; 2] = [const { OnceLock::new() }; 2];
+    let [plain, full] = &PARCELS;
     let pack = || -> Result<Parcel> {
         let ourselves = Put { from: std::env::current_exe()?, to: host::executable(TEST_EXECUTABLE) };
-        let puts: Vec<_> = product()?.iter().cloned().chain([ourselves]).collect();
+        let mut puts: Vec<_> = product()?.iter().cloned().chain([ourselves]).collect();
+        if with_userland {
+            puts.extend(artifacts::userland_puts()?);
+        }
         Parcel::pack(&puts)
     };
-    let packed = PARCEL.get_or_init(|| pack().map_err(|error| format!("{error:#}")));
+    let place = if with_userland { full } else { plain };
+    let packed = place.get_or_init(|| pack().map_err(|error| format!("{error:#}")));
     packed.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 

@@ -16,6 +16,7 @@ pub mod payload;
 pub mod process_table;
 pub mod product;
 pub mod progress;
+pub mod systemd;
 pub mod tool;
 pub mod trial;
 pub mod vm;

@@ -5,14 +5,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::apt::Apt;
+use super::closure::{self, LIBRARY, LOADER};
 use super::ext4;
 use super::store::{self, Stored};
-use crate::{progress, tool};
 
 /// QEMU is that of the test host's emulator; the rest has no newer version there.
 const SUITE: &str = "bookworm-backports";
@@ -34,13 +32,6 @@ const FIRMWARE: [&str; 9] = [
     "usr/share/seabios/bios.bin",
 ];
 
-/// Where libraries are in the packages. The last one is that of librados's own.
-const LIBRARIES: [&str; 3] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
-
-/// Where all of them are in a root of their own; the loader, which is one of them, has its fixed place too.
-const LIBRARY: &str = "lib/x86_64-linux-gnu";
-const LOADER: &str = "ld-linux-x86-64.so.2";
-
 /// What a guest is given.
 const GUEST_PROGRAMS: [&str; 2] = ["fio", "iperf3"];
 const GUEST_DISK: &str = "guest.ext4";
@@ -53,8 +44,12 @@ pub struct Programs {
 
 /// The programs, fetched if they are not there yet.
 pub fn programs() -> Result<Programs> {
-    let recipe =
-        store::key([include_bytes!("programs.rs").as_slice(), include_bytes!("apt.rs"), include_bytes!("ext4.rs")]);
+    let recipe = store::key([
+        include_bytes!("programs.rs").as_slice(),
+        include_bytes!("apt.rs"),
+        include_bytes!("closure.rs"),
+        include_bytes!("ext4.rs"),
+    ]);
     Ok(Programs { stored: store::directory("programs", &recipe, fetch)? })
 }
 
@@ -80,57 +75,23 @@ impl Programs {
 }
 
 fn fetch(directory: &Path) -> Result<()> {
-    let apt = Apt::new(directory)?;
-    progress::step("read Debian's package lists", || tool::output(apt.get().arg("update")))?;
-    progress::step(&format!("fetch {} and what they depend on", PROGRAMS.join(", ")), || {
-        // This apt knows of no package that is installed, so it takes all of them.
-        let options = ["--yes", "--download-only", "--no-install-recommends", "--target-release", SUITE];
-        tool::output(apt.get().arg("install").args(options).args(PACKAGES))
-    })?;
-    let unpacked = directory.join("unpacked");
-    progress::step("unpack them", || -> Result<()> {
-        for file in fs::read_dir(directory.join("apt/cache/archives"))? {
-            let file = file?.path();
-            if file.extension().is_some_and(|it| it == "deb") {
-                tool::output(Command::new("dpkg-deb").arg("-x").arg(file).arg(&unpacked))?;
-            }
-        }
-        Ok(())
-    })?;
+    let unpacked = closure::unpack(directory, SUITE, &PACKAGES)?;
     for program in PROGRAMS {
         collect(directory, &unpacked, program).with_context(|| format!("collect what {program} needs"))?;
     }
     guest_disk(directory)?;
-    fs::remove_dir_all(unpacked)?;
-    fs::remove_dir_all(directory.join("apt"))?;
-    Ok(())
+    closure::clean(directory)
 }
 
 /// Copies a program and all that it needs into the root, lists its files, and makes the executable that starts it here.
 fn collect(directory: &Path, unpacked: &Path, program: &str) -> Result<()> {
     let executable = format!("usr/bin/{program}");
-    let folders: Vec<_> = LIBRARIES.iter().map(|folder| unpacked.join(folder).display().to_string()).collect();
-    let listed = tool::output(
-        Command::new(unpacked.join(LIBRARY).join(LOADER))
-            .args(["--inhibit-cache", "--library-path", &folders.join(":"), "--list"])
-            .arg(unpacked.join(&executable)),
-    )?;
-    let mut files = vec![(unpacked.join(&executable), executable.clone())];
-    for (name, path) in listed.lines().filter_map(library) {
-        let path = Path::new(path);
-        ensure!(path.starts_with(unpacked), "{name} is in none of the packages");
-        files.push((path.to_owned(), format!("{LIBRARY}/{name}")));
-    }
-    files.push((unpacked.join(LIBRARY).join(LOADER), format!("lib64/{LOADER}")));
+    let mut files = closure::of(unpacked, &executable)?;
     if program.starts_with("qemu-system") {
         files.extend(FIRMWARE.iter().map(|path| (unpacked.join(path), (*path).to_owned())));
     }
     let root = directory.join("root");
-    for (from, to) in &files {
-        let to = root.join(to);
-        fs::create_dir_all(to.parent().context("no folder")?)?;
-        fs::copy(from, &to).with_context(|| format!("copy {}", from.display()))?;
-    }
+    closure::copy(&files, &root)?;
     let list: String = files.iter().map(|(_, path)| format!("{path}\n")).collect();
     fs::write(directory.join(program), list)?;
     let starter = directory.join("bin").join(program);
@@ -143,14 +104,6 @@ fn collect(directory: &Path, unpacked: &Path, program: &str) -> Result<()> {
     fs::write(&starter, script)?;
     fs::set_permissions(&starter, fs::Permissions::from_mode(0o755))?;
     Ok(())
-}
-
-/// Name and path in a line `NAME => PATH (ADDRESS)` of the loader's list; the loader itself and the kernel's own have none.
-fn library(line: &str) -> Option<(&str, &str)> {
-    let (name, rest) = line.trim().split_once(" => ")?;
-    // A library that is not found is named in full, so that it is in none of the packages.
-    let path = rest.rsplit_once(" (").map_or(rest, |(path, _)| path);
-    (!name.contains('/')).then_some((name, path))
 }
 
 fn guest_disk(directory: &Path) -> Result<()> {
@@ -166,17 +119,4 @@ fn guest_disk(directory: &Path) -> Result<()> {
         }
     }
     ext4::make(tree.path(), &directory.join(GUEST_DISK), "ozone-programs", "256M")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_loaders_list_is_read() {
-        assert_eq!(library("\tlibaio.so.1 => /a b/libaio.so.1 (0x00007f)"), Some(("libaio.so.1", "/a b/libaio.so.1")));
-        assert_eq!(library("\tlibx.so => not found"), Some(("libx.so", "not found")));
-        assert_eq!(library("\tlinux-vdso.so.1 (0x00007ffd)"), None);
-        assert_eq!(library("\t/lib64/ld-linux-x86-64.so.2 => /a/ld-linux-x86-64.so.2 (0x1)"), None);
-    }
 }

@@ -21,6 +21,7 @@ mod restart;
 mod restart_commands;
 mod restart_guest;
 mod restart_late;
+mod systemd;
 mod the_host;
 mod trace;
 mod traces;
@@ -57,6 +58,7 @@ fn tests() -> Vec<Test> {
         &restart_commands::TESTS,
         &restart_guest::TESTS,
         &restart_late::TESTS,
+        &systemd::TESTS,
     ]
     .concat()
 }

@@ -16,11 +16,13 @@ mod input;
 mod jail;
 mod kvm_device;
 mod lifecycle;
+mod many;
 mod net;
 mod restart;
 mod restart_commands;
 mod restart_guest;
 mod restart_late;
+mod rootless;
 mod systemd;
 mod the_host;
 mod trace;
@@ -58,7 +60,9 @@ fn tests() -> Vec<Test> {
         &restart_commands::TESTS,
         &restart_guest::TESTS,
         &restart_late::TESTS,
+        &rootless::TESTS,
         &systemd::TESTS,
+        &many::TESTS,
     ]
     .concat()
 }

@@ -129,6 +129,28 @@ fn install(role: Role, rules: &[Rule]) -> Result<(), FilterError> {
     seccompiler::apply_filter_all_threads(&program).map_err(|source| FilterError::Install { process, source })
 }
 
+/// The filters of a program that `ozone jail` runs and knows nothing of, in the order of their installation: what no such
+/// program needs is refused, and everything else is let through.
+///
+/// # Errors
+/// [`FilterError::Compile`].
+pub fn program_filters() -> Result<Vec<BpfProgram>, FilterError> {
+    let process = "a jailed program";
+    let refuse =
+        |rules, errno: i32| compile(process, rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()));
+    let mut denied = refuse(policy::program::DENIED, libc::EPERM)?;
+    refuse_x32(&mut denied);
+    Ok(vec![denied, refuse(policy::program::ABSENT, libc::ENOSYS)?])
+}
+
+/// The filter of the first process in the jail of such a program, which waits for it and does nothing else.
+///
+/// # Errors
+/// [`FilterError::Compile`].
+pub fn init_filter() -> Result<BpfProgram, FilterError> {
+    confining("the first process of a jail", policy::program::INIT)
+}
+
 /// How many instructions at the start of a program look at the architecture (seccompiler,
 /// `build_arch_validation_sequence`).
 const ARCHITECTURE: usize = 3;
@@ -139,6 +161,12 @@ const X32: u32 = 0x4000_0000;
 /// A program that has every call trapped but those of `rules`, and ends the process at one of a foreign architecture.
 fn confining(process: &'static str, rules: &[Rule]) -> Result<BpfProgram, FilterError> {
     let mut program = compile(process, rules, SeccompAction::Trap, SeccompAction::Allow)?;
+    refuse_x32(&mut program);
+    Ok(program)
+}
+
+/// Has a program of seccompiler's end the process at a call of x32, as it does at one of another architecture.
+pub fn refuse_x32(program: &mut BpfProgram) {
     // x32 shares its architecture number with x86_64: what would be trapped ends here like any other foreign call. Jumps
     // are relative and go forward, and none goes past this place.
     let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
@@ -148,8 +176,8 @@ fn confining(process: &'static str, rules: &[Rule]) -> Result<BpfProgram, Filter
         instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
         instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
     ];
-    program.splice(ARCHITECTURE..ARCHITECTURE, foreign);
-    Ok(program)
+    let at = ARCHITECTURE.min(program.len());
+    program.splice(at..at, foreign);
 }
 
 fn compile(
@@ -225,6 +253,18 @@ mod tests {
         // Past the first of the two refusals and no further.
         assert_eq!((program[1].jt, program[1].jf), (1, 0));
         assert_eq!(program.last().unwrap().k, libc::SECCOMP_RET_TRAP);
+    }
+
+    #[test]
+    fn a_program_of_unknown_nature_is_refused_what_it_does_not_need() {
+        let [denied, absent] = &program_filters().unwrap()[..] else { panic!("two filters") };
+        assert_eq!(denied[ARCHITECTURE + 2].k, libc::SECCOMP_RET_KILL_PROCESS, "x32");
+        for program in [denied, absent] {
+            assert_eq!(program.last().unwrap().k, libc::SECCOMP_RET_ALLOW);
+        }
+        init_filter().unwrap();
+        let rules = [policy::program::DENIED, policy::program::ABSENT, policy::program::INIT].concat();
+        assert!(rules.iter().all(|rule| rule.reason.len() > 8));
     }
 
     #[test]

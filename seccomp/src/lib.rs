@@ -10,6 +10,8 @@
 //! `ozone` itself has one filter, from before its first child ([`policy::ozone`]). Its children inherit it, so that it is the
 //! union of what it and they call.
 //!
+//! A program that `ozone jail` runs is of unknown nature: it has a list of what it may not ([`policy::program`]).
+//!
 //! A few calls of the C library's start are neither needed nor fatal: they are answered with EPERM or ENOSYS by two more
 //! filters ([`policy::start::ANSWERED`], [`policy::start::ABSENT`]).
 
@@ -21,6 +23,7 @@ pub mod policy;
 mod tables;
 
 pub use filter::{
-    Check, FilterError, Rule, install_core_thread, install_ozone, install_run, install_setup, launch_filters,
+    Check, FilterError, Rule, init_filter, install_core_thread, install_ozone, install_run, install_setup,
+    launch_filters, program_filters, refuse_x32,
 };
 pub use policy::{CoreThread, Role};

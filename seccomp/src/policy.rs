@@ -10,6 +10,7 @@ pub mod console;
 pub mod core;
 pub mod net;
 pub mod ozone;
+pub mod program;
 pub mod start;
 
 /// The roles of jailed processes.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::filter::{Check, Rule};
 use crate::names;
-use crate::policy::{self, CoreThread, Role, backend, blk, console, core, net, ozone, start};
+use crate::policy::{self, CoreThread, Role, backend, blk, console, core, net, ozone, program, start};
 
 /// The variable that has the file written instead of compared.
 const WRITE: &str = "OZONE_WRITE_DOCS";
@@ -27,6 +27,13 @@ Different calls that a filter lets through, with the arguments that the tables b
 
 | process | thread | launch | set-up | run |
 |---|---|---|---|---|
+";
+
+const PROGRAM: &str = "
+## A program of `ozone jail`
+
+Nothing is known of it: what these tables do not name it may call. Every alternative of `--seccomp` ends it at a call of
+another architecture, x32 among them, but `--seccomp none`.
 ";
 
 const OZONE: &str = "
@@ -115,6 +122,10 @@ fn document() -> String {
     section(&mut text, "A child's way through its jail", ozone::STEPS);
     section(&mut text, "Besides, with an ordinary user's children", ozone::MOUNTS);
     section(&mut text, "What a child's own filter answers", ozone::ANSWERED);
+    text.push_str(PROGRAM);
+    section(&mut text, "Refused with EPERM", program::DENIED);
+    section(&mut text, "Answered with ENOSYS", program::ABSENT);
+    section(&mut text, "Allowed to the jail's first process, and nothing else", program::INIT);
     text
 }
 

@@ -12,7 +12,7 @@ use libc::{
 use crate::filter::{Check, Rule, allow, allow_if};
 
 /// Every namespace that clone(2) makes.
-const NAMESPACES: u32 =
+pub(super) const NAMESPACES: u32 =
     (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET)
         .unsigned_abs();
 /// A filter, and no listener that could answer in a filter's place.

@@ -3,7 +3,7 @@
 //! [`Plan`] is plain data; [`steps::list`] makes the straight list of steps of it, with the reason beside each;
 //! one function runs the list in the child between clone3 and execveat. A failing step is reported to the
 //! parent by its index and errno over a pipe that closes by itself when execveat succeeds.
-//! If a trace is wanted, so is every step that succeeds.
+//! If a trace is wanted, so is every step that succeeds. `ozone jail` makes a list of its own ([`Birth`]).
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, pipe2};
 use seccompiler::BpfProgram;
@@ -32,7 +33,8 @@ mod user;
 
 pub use ground::{Ground, Layers};
 use limits::Limit;
-use steps::Report;
+use steps::{Described, Planned, Report};
+pub(crate) use sys::{mount_over_root, set_securebits, tmpfs};
 
 /// Who the child is to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +106,7 @@ pub enum JailError {
     #[error("jail of {process}: ozone has {threads} threads where one is allowed")]
     Threads {
         /// The child.
-        process: Process,
+        process: String,
         /// How many there are.
         threads: usize,
     },
@@ -112,7 +114,7 @@ pub enum JailError {
     #[error("jail of {process}: make a pipe: {errno}")]
     Pipe {
         /// The child.
-        process: Process,
+        process: String,
         /// What pipe2(2) says.
         errno: Errno,
     },
@@ -120,7 +122,7 @@ pub enum JailError {
     #[error("jail of {process}: clone3 into new namespaces: {errno}{}", clone_remedy(*.errno))]
     Clone {
         /// The child.
-        process: Process,
+        process: String,
         /// What clone3(2) says.
         errno: Errno,
     },
@@ -133,20 +135,22 @@ pub enum JailError {
         errno: Errno,
     },
     /// A step failed in the child.
-    #[error("jail of {process}: {step}: {errno}{}", steps::remedy(.step, *.errno))]
+    #[error("jail of {process}: {step}: {errno}{remedy}")]
     Step {
         /// The child.
-        process: Process,
-        /// The step's name.
-        step: &'static str,
+        process: String,
+        /// The step's name, and what it is about.
+        step: String,
         /// What the system call says.
         errno: Errno,
+        /// What to do about it, where something can be done.
+        remedy: String,
     },
     /// The child neither ran its executable nor said why not.
     #[error("jail of {process}: no answer within {} s", .after.as_secs())]
     Silent {
         /// The child.
-        process: Process,
+        process: String,
         /// How long it was waited for.
         after: Duration,
     },
@@ -181,9 +185,8 @@ pub struct Entering {
 /// How far a child is with the steps. Its descriptor is readable when there is news.
 #[derive(Debug)]
 pub struct Progress {
-    process: Process,
-    /// The names of the steps.
-    steps: Vec<&'static str>,
+    process: String,
+    steps: Vec<Described>,
     status: File,
     /// When the last step was done, if a trace is wanted.
     last: u64,
@@ -205,28 +208,63 @@ pub struct Jailed {
 /// How long a killed child may take to be gone. It may be waiting for a device of the host.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A child as a list of steps.
+#[derive(Debug)]
+pub struct Birth<'a> {
+    /// Its name, the subject of every message about it.
+    pub name: String,
+    /// A `/proc` of the pid namespace that `ozone` is in.
+    pub proc: BorrowedFd<'a>,
+    /// The namespaces that it is born into (flags of clone3(2)).
+    pub namespaces: u64,
+    /// The directory of the control group that it is born in; without one it is in that of `ozone`.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// What it does to itself, the last of which is to become its executable.
+    pub steps: Vec<Planned<'a>>,
+    /// Whether the child reports when each step was done.
+    pub trace: bool,
+}
+
 /// Clones a child that walks through the steps of `plan` and then becomes its executable.
 ///
 /// # Errors
 /// [`JailError`], without a child left behind.
 pub fn spawn(plan: &Plan<'_>) -> Result<Entering, JailError> {
-    let process = || plan.process.clone();
+    bear(Birth {
+        name: plan.process.to_string(),
+        proc: plan.proc,
+        namespaces: steps::namespaces(plan),
+        cgroup: plan.cgroup,
+        steps: steps::list(plan),
+        trace: plan.trace,
+    })
+}
+
+/// Clones a child that walks through its steps.
+///
+/// # Errors
+/// [`JailError`], without a child left behind.
+pub fn bear(birth: Birth<'_>) -> Result<Entering, JailError> {
+    let Birth { name: process, proc, namespaces, cgroup, steps, trace } = birth;
     // The child runs ordinary code, the allocator included, between clone3 and execveat. That is sound exactly when
     // no other thread can be in the middle of anything at the moment of the clone.
-    let threads = procfs::threads(plan.proc);
+    let threads = procfs::threads(proc);
     if threads != 1 {
-        return Err(JailError::Threads { process: process(), threads });
+        return Err(JailError::Threads { process, threads });
     }
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| JailError::Pipe { process: process(), errno })?;
-    let steps = steps::list(plan);
-    let cloned = if plan.trace { now() } else { 0 };
-    let names = steps.iter().map(|planned| planned.step.name()).collect();
-    let child = || steps::run(plan.trace, &steps, writer.as_fd());
-    let (pid, pidfd) = clone::into_namespaces(steps::namespaces(plan), plan.cgroup, child)
-        .map_err(|errno| JailError::Clone { process: process(), errno })?;
+    let (reader, writer) = match pipe2(OFlag::O_CLOEXEC) {
+        Ok(pipe) => pipe,
+        Err(errno) => return Err(JailError::Pipe { process, errno }),
+    };
+    let cloned = if trace { now() } else { 0 };
+    let child = || steps::run(trace, &steps, writer.as_fd());
+    let (pid, pidfd) = match clone::into_namespaces(namespaces, cgroup, child) {
+        Ok(born) => born,
+        Err(errno) => return Err(JailError::Clone { process, errno }),
+    };
     let jailed = Jailed { pid, pidfd, status: None, steps: Vec::new() };
-    let progress =
-        Progress { process: process(), steps: names, status: File::from(reader), last: cloned, done: Vec::new() };
+    let steps = steps.iter().map(|planned| planned.step.described()).collect();
+    let progress = Progress { process, steps, status: File::from(reader), last: cloned, done: Vec::new() };
     Ok(Entering { jailed, progress })
 }
 
@@ -268,14 +306,15 @@ impl Progress {
             let Some(Report { index, errno, at }) = Report::parse(report.get(..length).unwrap_or_default()) else {
                 return Some(Ok(()));
             };
-            let step = match index.checked_sub(1) {
-                None => "clone3",
-                Some(index) => self.steps.get(index).copied().unwrap_or("an unknown step"),
-            };
+            let step = index.checked_sub(1).and_then(|index| self.steps.get(index));
             if let Some(errno) = errno {
-                return Some(Err(JailError::Step { process: self.process.clone(), step, errno }));
+                let title = step.map_or_else(|| "an unknown step".to_owned(), Described::title);
+                let remedy = step.map(|step| step.remedy(errno)).unwrap_or_default();
+                return Some(Err(JailError::Step { process: self.process.clone(), step: title, errno, remedy }));
             }
-            self.done.push((step, std::mem::replace(&mut self.last, at), at));
+            // 0 is the child's birth.
+            let name = if index == 0 { "clone3" } else { step.map_or("an unknown step", |step| step.name) };
+            self.done.push((name, std::mem::replace(&mut self.last, at), at));
         }
         None
     }
@@ -300,8 +339,13 @@ impl Jailed {
 
     /// Sends SIGKILL; to a process that has ended already that is nothing.
     pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Sends a signal; to a process that has ended already that is nothing.
+    pub fn signal(&self, signal: Signal) {
         if self.status.is_none() {
-            let _ = sys::pidfd_kill(self.pidfd.as_fd());
+            let _ = sys::pidfd_signal(self.pidfd.as_fd(), signal);
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::rc::Rc;
 
 use caps::CapSet;
 use nix::errno::Errno;
@@ -28,11 +30,9 @@ pub const INSIDE: u32 = 65534;
 /// The length of a [`Report`]: three numbers.
 pub(super) const REPORT: usize = 24;
 
-/// Where the executable, the status pipe and the processes' `/proc` are once the descriptors are placed; 0 to 3 are the
-/// child's own.
+/// Where the executable and the processes' `/proc` are once a role's descriptors are placed; 0 to 3 are the child's own.
 const EXECUTABLE: RawFd = 4;
-const STATUS: RawFd = 5;
-const PROC: RawFd = 6;
+const PROC: RawFd = 5;
 
 /// One thing that the child does to itself.
 #[derive(Clone, Debug)]
@@ -52,14 +52,12 @@ pub enum Step<'a> {
     Root(BorrowedFd<'a>),
     /// setsid(2).
     NewSession,
-    /// Put the declared descriptors on their numbers and close all others.
+    /// Put the declared descriptors on their numbers, the status pipe after them, and close all others.
     Descriptors {
-        /// What the child keeps.
-        declared: [BorrowedFd<'a>; 4],
-        /// What closes at the latest when it executes.
-        executable: BorrowedFd<'a>,
-        /// Likewise.
-        proc: BorrowedFd<'a>,
+        /// What stands on number 0, 1 and so on.
+        declared: Vec<BorrowedFd<'a>>,
+        /// How many of them stay open when the executable runs.
+        kept: usize,
     },
     /// Default dispositions, nothing blocked.
     Signals,
@@ -104,9 +102,39 @@ pub enum Step<'a> {
         /// The first and only argument.
         name: String,
     },
+    /// A step of one kind of child alone.
+    Special(Rc<dyn Special>),
+}
+
+/// A step that is not in the list of every child.
+pub trait Special: fmt::Debug {
+    /// The name in traces.
+    fn name(&self) -> &'static str;
+
+    /// The name in messages, with what it is about.
+    fn title(&self) -> String {
+        self.name().to_owned()
+    }
+
+    /// What to do about a failure, where something can be done: in parentheses, after a space.
+    fn remedy(&self, _errno: Errno) -> String {
+        String::new()
+    }
+
+    /// Carries it out, in the child.
+    ///
+    /// # Errors
+    /// What the system call says that failed.
+    fn perform(&self) -> Result<(), Errno>;
 }
 
 impl Step<'_> {
+    /// What to say of it.
+    pub(super) fn described(&self) -> Described {
+        let special = if let Self::Special(special) = self { Some(Rc::clone(special)) } else { None };
+        Described { name: self.name(), special }
+    }
+
     /// The name in messages.
     pub fn name(&self) -> &'static str {
         match self {
@@ -135,7 +163,28 @@ impl Step<'_> {
             Self::Landlock => "enter Landlock domain",
             Self::Filter(_) => "install seccomp filter",
             Self::Execute { .. } => "execveat",
+            Self::Special(special) => special.name(),
         }
+    }
+}
+
+/// What the parent says of a step.
+#[derive(Debug)]
+pub(super) struct Described {
+    /// The name in traces.
+    pub name: &'static str,
+    special: Option<Rc<dyn Special>>,
+}
+
+impl Described {
+    /// The name in messages, with what it is about.
+    pub fn title(&self) -> String {
+        self.special.as_ref().map_or_else(|| self.name.to_owned(), |special| special.title())
+    }
+
+    /// What to do about a failure.
+    pub fn remedy(&self, errno: Errno) -> String {
+        self.special.as_ref().map_or_else(|| remedy(self.name, errno).to_owned(), |special| special.remedy(errno))
     }
 }
 
@@ -221,11 +270,9 @@ pub fn list<'a>(plan: &Plan<'a>) -> Vec<Planned<'a>> {
     }
     let mut then = |step, reason| steps.push(Planned { step, reason });
     then(Step::NewSession, "no controlling terminal: nothing to push input into, no job-control signals");
-    let (declared, executable) = ([plan.null, plan.null, plan.log, plan.control], plan.executable);
-    then(
-        Step::Descriptors { declared, executable, proc: plan.proc },
-        "only what was declared is open, however much ozone's caller leaked",
-    );
+    // What comes after the first four closes on exec.
+    let declared = vec![plan.null, plan.null, plan.log, plan.control, plan.executable, plan.proc];
+    then(Step::Descriptors { declared, kept: 4 }, "only what was declared is open, however much ozone's caller leaked");
     then(Step::Signals, "the caller's ignored and blocked signals would survive execveat");
     then(Step::Umask, "a file that a child should ever make is its own");
     then(Step::Hostname, "the copied host name says which host this is");
@@ -289,8 +336,10 @@ pub(super) fn run(trace: bool, steps: &[Planned<'_>], status: BorrowedFd<'_>) ->
     }
     for (index, planned) in (1..).zip(steps) {
         let outcome = perform(&planned.step, status);
-        if outcome.is_ok() && matches!(planned.step, Step::Descriptors { .. }) {
-            status = sys::placed(STATUS);
+        if outcome.is_ok()
+            && let Step::Descriptors { declared, .. } = &planned.step
+        {
+            status = sys::placed(declared.len() as RawFd);
         }
         match outcome {
             Ok(()) if !trace => {}
@@ -346,9 +395,10 @@ pub(super) fn perform(step: &Step<'_>, status: BorrowedFd<'_>) -> Result<(), Err
             unshare(CloneFlags::CLONE_NEWNS)
         }
         Step::NewSession => unistd::setsid().map(drop),
-        Step::Descriptors { declared: [input, output, log, control], executable, proc } => {
-            // What comes after the first four closes on exec.
-            sys::place_descriptors(&[*input, *output, *log, *control, *executable, status, *proc], 4)
+        Step::Descriptors { declared, kept } => {
+            let mut declared = declared.clone();
+            declared.push(status);
+            sys::place_descriptors(&declared, *kept)
         }
         Step::Signals => sys::reset_signals(),
         Step::Umask => {
@@ -397,12 +447,13 @@ pub(super) fn perform(step: &Step<'_>, status: BorrowedFd<'_>) -> Result<(), Err
             let nothing: [&CString; 0] = [];
             unistd::execveat(sys::placed(EXECUTABLE), c"", &[&name], &nothing, AtFlags::AT_EMPTY_PATH).map(drop)
         }
+        Step::Special(special) => special.perform(),
     }
 }
 
 /// Uid 0 means nothing, capabilities are neither kept nor raised, and all of that is locked. The automatic drop of
 /// capabilities on a change of uid (SECBIT_NO_SETUID_FIXUP clear) is locked as it is.
-const SECUREBITS: c_int = libc::SECBIT_NOROOT
+pub(crate) const SECUREBITS: c_int = libc::SECBIT_NOROOT
     | libc::SECBIT_NOROOT_LOCKED
     | libc::SECBIT_NO_SETUID_FIXUP_LOCKED
     | libc::SECBIT_KEEP_CAPS_LOCKED

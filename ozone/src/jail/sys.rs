@@ -6,7 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int, c_long, c_uint};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+
+/// How many signals the kernel has (_NSIG).
+const SIGNALS: c_int = 64;
 
 /// Ends this process without running anything of the parent's: no destructors, no exit handlers, no buffers.
 pub(super) fn exit_at_once() -> ! {
@@ -18,11 +21,11 @@ fn answer(result: c_long) -> Result<c_long, Errno> {
     Errno::result(result)
 }
 
-/// Sends SIGKILL through a pidfd.
-pub(super) fn pidfd_kill(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Sends a signal through a pidfd.
+pub(super) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
     let none: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: a null siginfo is allowed (pidfd_send_signal(2)); the other arguments are numbers.
-    answer(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0) })?;
+    answer(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as c_int, none, 0) })?;
     Ok(())
 }
 
@@ -55,19 +58,29 @@ pub(super) fn placed(number: RawFd) -> BorrowedFd<'static> {
 
 /// Unblocks every signal and gives every one its default action: ignored ones stay ignored across execve otherwise.
 pub(super) fn reset_signals() -> Result<(), Errno> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
-        // SAFETY: the default action runs no code of this process.
-        unsafe { sigaction(signal, &default) }?;
+    // The kernel's own structure, of which zeroes are the default action (rt_sigaction(2), asm/signal.h). The C library keeps
+    // two of the real-time signals to itself, which whoever started ozone may have had ignored as well.
+    let default = [0_u64; 4];
+    let none: *const u64 = std::ptr::null();
+    for signal in (1..=SIGNALS).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
+        // SAFETY: the array is as large as the structure and lives across the call; the default action runs no code of this
+        // process. The last argument is the size of the kernel's signal set.
+        answer(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, SIGNALS / 8) })?;
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
 /// A new tmpfs with no room for anything, read-only, mounted nowhere yet.
 pub(super) fn empty_tmpfs() -> Result<OwnedFd, Errno> {
-    // One page and one inode: the root directory itself. Zero would mean without limit (tmpfs(5)).
-    let options = [(c"size", c"4096"), (c"nr_inodes", c"1"), (c"mode", c"0555")];
-    new_mount(c"tmpfs", &options, libc::MOUNT_ATTR_RDONLY)
+    // One inode: the root directory itself.
+    tmpfs(c"1", libc::MOUNT_ATTR_RDONLY)
+}
+
+/// A new tmpfs without room for data and with this many inodes, mounted nowhere yet. Nothing in it can be executed, and it has
+/// neither devices nor set-uid files; `attributes` (mount_setattr(2)) come on top of that.
+pub(crate) fn tmpfs(inodes: &CStr, attributes: u64) -> Result<OwnedFd, Errno> {
+    // One page. Zero would mean without limit (tmpfs(5)).
+    new_mount(c"tmpfs", &[(c"size", c"4096"), (c"nr_inodes", inodes), (c"mode", c"0555")], attributes)
 }
 
 /// A new procfs with processes alone, those of this process's pid namespace: nothing of the kernel's settings is in it
@@ -106,7 +119,7 @@ fn fsconfig(context: &OwnedFd, command: c_uint, pair: Option<(&CStr, &CStr)>) ->
 }
 
 /// Mounts `mount` over this process's root directory.
-pub(super) fn mount_over_root(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn mount_over_root(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: both paths are terminated constants (move_mount(2)).
     answer(unsafe {
         libc::syscall(
@@ -122,7 +135,7 @@ pub(super) fn mount_over_root(mount: BorrowedFd<'_>) -> Result<(), Errno> {
 }
 
 /// Sets the securebits (capabilities(7)).
-pub(super) fn set_securebits(bits: c_int) -> Result<(), Errno> {
+pub(crate) fn set_securebits(bits: c_int) -> Result<(), Errno> {
     // SAFETY: numbers only.
     Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits, 0, 0, 0) })?;
     Ok(())

@@ -19,7 +19,7 @@ use crate::journal::{Entry, Identity, Journal, JournalError, Object};
 use crate::landlock::{Domain, Right};
 use crate::report;
 use crate::spec::VmSpec;
-use crate::spec::limits::{Key, MOUNT, parse_list};
+use crate::spec::limits::{Key, Limits, MOUNT, parse_list};
 
 mod delegated;
 mod directory;
@@ -32,7 +32,8 @@ mod usage;
 use directory::Directory;
 pub use leftover::{undo, undo_common, undo_controllers};
 use place::{COMMON, Parent, Place};
-use plan::{Plan, Setting};
+use plan::Plan;
+pub use plan::Setting;
 
 /// How long the last machine of the same name may take to let go.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -97,7 +98,7 @@ pub enum CgroupError {
     #[error("controller {controller} cannot be enabled in {}: {}{}", .path.display(), .errno.desc(), controller_remedy(*.errno))]
     Controller {
         /// Its name.
-        controller: &'static str,
+        controller: String,
         /// The file in which it would be.
         path: PathBuf,
         /// What the system says.
@@ -223,9 +224,40 @@ impl Cgroups {
     /// # Errors
     /// An input or host fault for a limit that cannot be had, naming its argument.
     pub fn make(spec: &VmSpec, journal: &Journal) -> Result<Self, Fault> {
-        match Groups::make(spec, journal) {
+        Self::made(Groups::of_machine(spec, journal), spec.limits.argument())
+    }
+
+    /// Makes the groups of the program that `ozone jail` runs as `name`, and tells `record` their path before. `settings` are
+    /// its limits; place and NUMA node are as for a machine.
+    ///
+    /// # Errors
+    /// As [`Self::make`], and what `record` says.
+    pub fn make_for_program(
+        name: &str,
+        limits: &Limits,
+        settings: Vec<Setting>,
+        record: impl FnOnce(&Path) -> Result<(), Fault>,
+    ) -> Result<Self, Fault> {
+        let argument = settings.iter().find_map(|setting| setting.argument.clone());
+        let argument = argument.as_deref().or(limits.argument());
+        let prepared = numa_settings(limits).and_then(|numa| {
+            let plan = Plan::of_program(name, settings.into_iter().chain(numa).collect());
+            Ok((plan, Place::find(limits)?))
+        });
+        match prepared {
+            Ok((plan, place)) => {
+                record(&place.parent.path().join(&plan.name))?;
+                Self::made(Groups::make(place, &plan, &Journal::none()), argument)
+            }
+            Err(error) => Self::made(Err(general(error)), argument),
+        }
+    }
+
+    /// What came of it: where no limit is asked for the lack of groups is said.
+    fn made(outcome: Result<Groups, About>, argument_of_any: Option<&str>) -> Result<Self, Fault> {
+        match outcome {
             Ok(groups) => Ok(Self { groups: Some(groups) }),
-            Err((argument, error)) => match argument.as_deref().or(spec.limits.argument()) {
+            Err((argument, error)) => match argument.as_deref().or(argument_of_any) {
                 None => {
                     report::warn(&format!("no cgroups: {error}"));
                     Ok(Self { groups: None })
@@ -278,6 +310,53 @@ impl Cgroups {
         let limit = || jailed.read(Key::MemoryMax.file()).ok()?.trim().parse().ok();
         (processes > 0).then(|| OomKill { processes, limit: limit() })
     }
+
+    /// Says so when the kernel killed processes of the program that `ozone jail` runs because memory was short.
+    pub fn tell_program_kills(&self) {
+        let Some(OomKill { processes, limit }) = self.oom_kill() else { return };
+        report::warn(&match limit {
+            Some(limit) => format!(
+                "the program needed more memory than it may have, and the kernel killed its processes \
+                 (memory.max {limit}, {processes} killed); give more with --cgroup memory.max=…"
+            ),
+            None => format!(
+                "the host, or a cgroup above the program's, was short of memory, and the kernel killed its processes \
+                 ({processes} killed)"
+            ),
+        });
+    }
+}
+
+/// Whether there is a group at this path, relative to the root of the hierarchy.
+pub fn is_there(path: &Path) -> bool {
+    Directory::root(Path::new(MOUNT)).is_ok_and(|root| root.is_unified() && root.open(path).is_ok())
+}
+
+/// Removes a group that a killed `ozone jail` left, with all that is in it. `path` is as it was recorded; that it is gone
+/// already is no error.
+///
+/// # Errors
+/// [`CgroupError`] when it stays.
+pub fn remove_left(path: &Path) -> Result<(), CgroupError> {
+    let (Some(parent_path), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Ok(());
+    };
+    let root = Directory::root(Path::new(MOUNT)).map_err(|_| CgroupError::Unsupported)?;
+    let opened = root.open(parent_path).and_then(|parent| Ok((parent.open(Path::new(name))?, parent)));
+    let (group, parent) = match opened {
+        Ok(opened) => opened,
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(file("open", root.path().join(path), errno)),
+    };
+    if !group.claim(&parent, name) {
+        return Err(CgroupError::Taken(root.path().join(path)));
+    }
+    clear(&parent, &group, name, Instant::now() + KILL_PATIENCE)?;
+    if parent_path == Path::new(COMMON) {
+        // Not when another one is in it.
+        let _ = root.remove(COMMON);
+    }
+    Ok(())
 }
 
 /// An error, and the argument that it is about if there is one in particular.
@@ -288,21 +367,37 @@ fn general(error: CgroupError) -> About {
     (None, error)
 }
 
+/// The processors of the node that was asked for, if one was.
+fn numa_processors(limits: &Limits) -> Result<Option<String>, CgroupError> {
+    let processors = limits.numa.as_ref().map(|node| {
+        let problem = |problem| CgroupError::Numa { argument: node.argument.clone(), problem };
+        numa::processors(Path::new(numa::NODES), node.value).map_err(problem)
+    });
+    processors.transpose()
+}
+
+/// What that node is written down as.
+fn numa_settings(limits: &Limits) -> Result<Vec<Setting>, CgroupError> {
+    let processors = numa_processors(limits)?;
+    let Some((node, processors)) = limits.numa.as_ref().zip(processors) else { return Ok(Vec::new()) };
+    Ok(Setting::of_node(node, &processors).into())
+}
+
 impl Groups {
-    fn make(spec: &VmSpec, journal: &Journal) -> Result<Self, About> {
-        let numa = spec.limits.numa.as_ref().map(|node| {
-            let problem = |problem| CgroupError::Numa { argument: node.argument.clone(), problem };
-            numa::processors(Path::new(numa::NODES), node.value).map_err(problem)
-        });
-        let numa = numa.transpose().map_err(general)?;
+    fn of_machine(spec: &VmSpec, journal: &Journal) -> Result<Self, About> {
+        let numa = numa_processors(&spec.limits).map_err(general)?;
         let plan = Plan::new(spec, numa.as_deref(), std::process::id());
         let place = Place::find(&spec.limits).map_err(general)?;
+        Self::make(place, &plan, journal)
+    }
+
+    fn make(place: Place, plan: &Plan, journal: &Journal) -> Result<Self, About> {
         let (parent, machine, noted) = noted_claim(&place, &plan.name, journal).map_err(general)?;
         let name = plan.name.clone();
         let (leaves, inside) = (Vec::new(), Cell::new(false));
         let journal = journal.clone();
         let mut groups = Self { place, parent, machine, name, jailed: None, leaves, inside, journal, noted };
-        groups.fill(&plan)?;
+        groups.fill(plan)?;
         groups.sweep();
         Ok(groups)
     }
@@ -355,7 +450,7 @@ impl Groups {
         let chain =
             self.place.chain().map_err(|errno| (None, file("open", self.place.root.path().join(path), errno)))?;
         let mut missing = enable(&chain, &plan.needed_of_machine(), &plan::WISHED_OF_MACHINE)?;
-        let (memory, others): (Vec<_>, Vec<_>) = plan.machine.iter().partition(|it| it.key.controller() == "memory");
+        let (memory, others): (Vec<_>, Vec<_>) = plan.machine.iter().partition(|it| it.controller() == "memory");
         for setting in others {
             set(&self.machine, setting)?;
         }
@@ -589,12 +684,8 @@ fn join(directory: &Directory) -> Result<(), CgroupError> {
 
 /// Enables controllers in the last group of a chain from the root, and above it as far as need be. Answers those wished for
 /// that there are not.
-fn enable(
-    chain: &[Directory],
-    needed: &[(&'static str, &str)],
-    wished: &[&'static str],
-) -> Result<Vec<&'static str>, About> {
-    let needed_names: Vec<&'static str> = needed.iter().map(|(controller, _)| *controller).collect();
+fn enable(chain: &[Directory], needed: &[(&str, &str)], wished: &[&'static str]) -> Result<Vec<&'static str>, About> {
+    let needed_names: Vec<&str> = needed.iter().map(|(controller, _)| *controller).collect();
     let wished: Vec<&'static str> = wished.iter().copied().filter(|it| !needed_names.contains(it)).collect();
     // As a rule all of them can be had, and one write is faster than five.
     if enable_all(chain, &[&needed_names[..], &wished[..]].concat()).is_ok() {
@@ -602,7 +693,10 @@ fn enable(
     }
     for (controller, argument) in needed {
         enable_all(chain, &[controller]).map_err(|(path, errno)| {
-            (Some((*argument).to_owned()), CgroupError::Controller { controller, path, errno })
+            (
+                Some((*argument).to_owned()),
+                CgroupError::Controller { controller: (*controller).to_owned(), path, errno },
+            )
         })?;
     }
     Ok(wished.into_iter().filter(|controller| enable_all(chain, &[controller]).is_err()).collect())
@@ -630,14 +724,14 @@ fn enable_all(chain: &[Directory], controllers: &[&str]) -> Result<(), (PathBuf,
 
 /// Writes a value. A default may be missing.
 fn set(directory: &Directory, setting: &Setting) -> Result<(), About> {
-    let name = setting.key.file();
+    let name = setting.file.as_ref();
     let written = directory.write(name, &setting.value);
     let Some(argument) = &setting.argument else { return Ok(()) };
     let about = |error| (Some(argument.clone()), error);
     let value = &setting.value;
     written
         .map_err(|errno| about(CgroupError::Value { value: value.clone(), path: directory.path_of(name), errno }))?;
-    if matches!(setting.key, Key::CpusetCpus | Key::CpusetMems) {
+    if [Key::CpusetCpus.file(), Key::CpusetMems.file()].contains(&name) {
         // The kernel takes processors that are not there, and goes on with others.
         let file = format!("{name}.effective");
         let effective = directory.read(&file).unwrap_or_default().trim().to_owned();
@@ -713,7 +807,7 @@ mod tests {
             CgroupError::NotDelegated,
             CgroupError::Taken(path()),
             file("make", path(), Errno::EACCES),
-            CgroupError::Controller { controller: "io", path: path(), errno: Errno::EBUSY },
+            CgroupError::Controller { controller: "io".into(), path: path(), errno: Errno::EBUSY },
             CgroupError::Value { value: "1".into(), path: path(), errno: Errno::ENODEV },
             CgroupError::Ineffective { value: "9".into(), effective: String::new(), path: path() },
         ] {

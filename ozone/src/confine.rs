@@ -33,12 +33,8 @@ const KEPT: [(Capability, &str); 7] = [
 /// # Errors
 /// A host fault when the kernel refuses.
 pub fn confine(landlock: bool, allow: impl FnOnce(&mut Domain) -> Result<(), Errno>) -> Result<(), Fault> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| Fault::host(format!("{what} of ozone itself: {error}"));
-    prctl::set_no_new_privs().map_err(|errno| failed("no_new_privs", &errno))?;
     let is_root = geteuid().is_root();
-    if is_root {
-        reduce_capabilities().map_err(|(what, error)| failed(what, &error))?;
-    }
+    keep(&KEPT.map(|(capability, _)| capability))?;
     if is_root && landlock {
         let entered = Domain::new().and_then(|mut domain| {
             allow(&mut domain)?;
@@ -50,9 +46,25 @@ pub fn confine(landlock: bool, allow: impl FnOnce(&mut Domain) -> Result<(), Err
     seccomp::install_ozone(!is_root).map_err(|error| failed("filter", &error))
 }
 
-fn reduce_capabilities() -> Result<(), (&'static str, caps::errors::CapsError)> {
+/// Gives up every capability but these, and any way to new ones.
+///
+/// # Errors
+/// A host fault when the kernel refuses.
+pub fn keep(kept: &[Capability]) -> Result<(), Fault> {
+    prctl::set_no_new_privs().map_err(|errno| failed("no_new_privs", &errno))?;
+    if geteuid().is_root() {
+        reduce_capabilities(kept).map_err(|(what, error)| failed(what, &error))?;
+    }
+    Ok(())
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> Fault {
+    Fault::host(format!("{what} of ozone itself: {error}"))
+}
+
+fn reduce_capabilities(kept: &[Capability]) -> Result<(), (&'static str, caps::errors::CapsError)> {
     let held = caps::read(None, CapSet::Permitted).map_err(|error| ("read the capabilities", error))?;
-    let kept: CapsHashSet = KEPT.iter().map(|(capability, _)| *capability).filter(|it| held.contains(it)).collect();
+    let kept: CapsHashSet = kept.iter().copied().filter(|it| held.contains(it)).collect();
     for capability in
         caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::runtime::thread_all_supported())
     {

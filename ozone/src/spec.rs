@@ -41,6 +41,9 @@ const UID_MAX: u32 = u32::MAX - 1;
 /// The uid that stands for all that have none (user_namespaces(7), overflowuid), and that unprivileged services share.
 const NOBODY: u32 = 65534;
 
+/// What a name of a machine or a jail is: see [`runtime::is_name`].
+pub const NAME: &str = "a name is 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit";
+
 /// The largest file of `--spec` in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
@@ -195,7 +198,7 @@ pub enum SpecError {
 }
 
 impl SpecError {
-    fn new(argument: &str, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(argument: &str, problem: impl Into<String>) -> Self {
         Self::Value { argument: argument.escape_debug().to_string(), problem: problem.into() }
     }
 }
@@ -480,8 +483,7 @@ impl RawSpec {
         if runtime::is_name(&name) {
             Ok(Some(name))
         } else {
-            let problem = "a name is 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit";
-            Err(SpecError::new(&self.argument("--name", "name", &name), problem))
+            Err(SpecError::new(&self.argument("--name", "name", &name), NAME))
         }
     }
 

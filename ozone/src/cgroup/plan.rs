@@ -1,11 +1,12 @@
 //! What is written into which control group, as plain data, before any is made.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::jail::limits;
 use crate::process::Process;
 use crate::spec::limits::{Key, Limit, Scope};
-use crate::spec::{Device, VmSpec};
+use crate::spec::{Device, Given, VmSpec};
 
 /// The controllers that a machine's group has if it can be, for `ozone stat` and the limits that nobody asked for.
 /// Without the processors': with it, processes of one machine would share them in equal parts whatever they do.
@@ -42,8 +43,8 @@ pub struct Leaf {
 /// One value of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// What is limited.
-    pub key: Key,
+    /// The file, as `memory.max`.
+    pub file: Cow<'static, str>,
     /// The value as the kernel reads it.
     pub value: String,
     /// Who asked for it; nobody for a default, which may be missing.
@@ -52,7 +53,21 @@ pub struct Setting {
 
 impl Setting {
     fn of(limit: &Limit) -> Self {
-        Self { key: limit.key, value: limit.value.clone(), argument: Some(limit.argument.clone()) }
+        Self { file: limit.key.file().into(), value: limit.value.clone(), argument: Some(limit.argument.clone()) }
+    }
+
+    /// What a NUMA node with these processors is written down as.
+    pub fn of_node(node: &Given<u32>, processors: &str) -> [Self; 2] {
+        [(Key::CpusetCpus, processors.to_owned()), (Key::CpusetMems, node.value.to_string())].map(|(key, value)| Self {
+            file: key.file().into(),
+            value,
+            argument: Some(node.argument.clone()),
+        })
+    }
+
+    /// The controller that has the file: what stands before the first dot (cgroup-v2.rst, "Conventions").
+    pub fn controller(&self) -> &str {
+        self.file.split('.').next().unwrap_or_default()
     }
 }
 
@@ -63,9 +78,7 @@ impl Plan {
         let mut machine: Vec<Setting> =
             list.iter().filter(|limit| limit.scope == Scope::Machine).map(Setting::of).collect();
         if let (Some(node), Some(processors)) = (&spec.limits.numa, numa) {
-            for (key, value) in [(Key::CpusetCpus, processors.to_owned()), (Key::CpusetMems, node.value.to_string())] {
-                machine.push(Setting { key, value, argument: Some(node.argument.clone()) });
-            }
+            machine.extend(Setting::of_node(node, processors));
         }
         let ozone = leaf("ozone".to_owned(), TASKS_OF_OZONE, &[&Scope::Ozone], list);
         let others = std::iter::once(None).chain(spec.devices.iter().map(Some)).map(|device| process(device, list));
@@ -75,26 +88,26 @@ impl Plan {
 
     /// The controllers that the machine's group has to have, with the argument that asks for each: those of the leaves
     /// among them.
-    pub fn needed_of_machine(&self) -> Vec<(&'static str, &str)> {
+    pub fn needed_of_machine(&self) -> Vec<(&str, &str)> {
         let leaves = self.leaves.iter().flat_map(|leaf| &leaf.settings);
         needed(self.machine.iter().chain(leaves))
     }
 
     /// The controllers that the group of all processes but `ozone` has to have: memory is limited there.
-    pub fn needed_of_jailed(&self) -> Vec<(&'static str, &str)> {
-        let memory = self.machine.iter().filter(|setting| setting.key.controller() == "memory");
+    pub fn needed_of_jailed(&self) -> Vec<(&str, &str)> {
+        let memory = self.machine.iter().filter(|setting| setting.controller() == "memory");
         needed(memory.chain(self.leaves.iter().flat_map(|leaf| &leaf.settings)))
     }
 
     /// The controllers that the leaves have to have.
-    pub fn needed_of_leaves(&self) -> Vec<(&'static str, &str)> {
+    pub fn needed_of_leaves(&self) -> Vec<(&str, &str)> {
         needed(self.leaves.iter().flat_map(|leaf| &leaf.settings))
     }
 }
 
-fn needed<'a>(settings: impl Iterator<Item = &'a Setting>) -> Vec<(&'static str, &'a str)> {
+fn needed<'a>(settings: impl Iterator<Item = &'a Setting>) -> Vec<(&'a str, &'a str)> {
     let mut seen = BTreeSet::new();
-    let asked = settings.filter_map(|it| Some((it.key.controller(), it.argument.as_deref()?)));
+    let asked = settings.filter_map(|it| Some((it.controller(), it.argument.as_deref()?)));
     asked.filter(|(controller, _)| seen.insert(*controller)).collect()
 }
 
@@ -109,20 +122,29 @@ fn process(device: Option<&Device>, list: &[Limit]) -> Leaf {
 }
 
 fn leaf(process: String, tasks: u64, scopes: &[&Scope], list: &[Limit]) -> Leaf {
-    let default = Setting { key: Key::PidsMax, value: tasks.to_string(), argument: None };
+    let default = Setting { file: Key::PidsMax.file().into(), value: tasks.to_string(), argument: None };
     let mut settings = vec![default];
     for scope in scopes {
         let nearer: Vec<&Limit> = list.iter().filter(|limit| limit.scope == **scope).collect();
         for limit in &nearer {
             // io.max has a value for each block device, of which the nearer ones replace only their own: they come later.
             if limit.key != Key::IoMax {
-                settings.retain(|setting| setting.key != limit.key);
+                settings.retain(|setting| setting.file != limit.key.file());
             }
         }
         settings.extend(nearer.into_iter().map(Setting::of));
     }
     // A name with a dot could be that of a file; no process has one.
     Leaf { name: process.replace('/', "-"), process, settings }
+}
+
+impl Plan {
+    /// The groups of the program that `ozone jail` runs as `name`: all settings are the program's, and `ozone` has none. The
+    /// sign in the group's name is in that of no machine.
+    pub fn of_program(name: &str, settings: Vec<Setting>) -> Self {
+        let leaf = |name: &str| Leaf { name: name.to_owned(), process: name.to_owned(), settings: Vec::new() };
+        Self { name: format!("jail@{name}"), machine: settings, leaves: vec![leaf("ozone"), leaf("program")] }
+    }
 }
 
 /// The kernel's own files in a group have a dot in their names, so no group gets one without another first letter. Names
@@ -158,7 +180,7 @@ mod tests {
     }
 
     fn text(settings: &[Setting]) -> Vec<String> {
-        settings.iter().map(|it| format!("{}={}", it.key.file(), it.value)).collect()
+        settings.iter().map(|it| format!("{}={}", it.file, it.value)).collect()
     }
 
     #[test]
@@ -185,7 +207,7 @@ mod tests {
         assert_eq!(text(&plan.leaves[1].settings), ["pids.max=320"]);
         assert_eq!(text(&plan.leaves[2].settings), ["cpu.weight=50", "pids.max=9"]);
         assert_eq!(text(&plan.leaves[3].settings), ["pids.max=5", "cpu.weight=50"]);
-        let controllers = |list: Vec<(&'static str, &str)>| list.into_iter().map(|(it, _)| it).collect::<Vec<_>>();
+        let controllers = |list: Vec<(&str, &str)>| list.iter().map(|(it, _)| (*it).to_owned()).collect::<Vec<_>>();
         assert_eq!(controllers(plan.needed_of_machine()), ["memory", "cpu", "pids"]);
         assert_eq!(controllers(plan.needed_of_jailed()), ["memory", "cpu", "pids"]);
         assert_eq!(controllers(plan.needed_of_leaves()), ["cpu", "pids"]);

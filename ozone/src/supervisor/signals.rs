@@ -28,12 +28,20 @@ impl Signals {
     /// # Errors
     /// What sigprocmask(2) or signalfd(2) answers.
     pub fn take() -> Result<Self, Errno> {
+        Self::take_these(ENDING.into_iter().chain(PASSED_ON))
+    }
+
+    /// Likewise with other signals.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_these(signals: impl IntoIterator<Item = Signal>) -> Result<Self, Errno> {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default action runs no code of this process. A caller that ignores SIGCHLD hands that down, and the
         // exit statuses of our children would be lost (waitid(2), NOTES).
         unsafe { sigaction(Signal::SIGCHLD, &default) }?;
         let mut mask = SigSet::empty();
-        for signal in ENDING.into_iter().chain(PASSED_ON) {
+        for signal in signals {
             mask.add(signal);
         }
         // In the background a change of the terminal's settings stops the program unless this is blocked or ignored; it

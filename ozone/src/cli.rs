@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 
 use crate::exit;
+use crate::jailer;
 
 /// Runs a virtual machine with every device in a jailed process of its own.
 #[derive(Debug, Parser)]
@@ -69,6 +70,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run any program in a jail, as a machine's processes are
+    #[command(after_help = jailer::options::HELP)]
+    Jail(jailer::Options),
     /// Show which promises about a running machine's processes hold, as the kernel and not the configuration has it
     #[command(after_help = AUDIT)]
     Audit {
@@ -184,6 +188,8 @@ pub enum Parsed {
 
 /// Reads the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let is_jail = arguments.get(1).is_some_and(|word| word == "jail");
     let error = match Line::try_parse_from(arguments) {
         Ok(line) => return Parsed::Command(Box::new(line.command)),
         Err(error) => error,
@@ -197,7 +203,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
             let first = first.strip_prefix("error: ").unwrap_or(first);
-            Parsed::Wrong(format!("{first}; 'ozone run --help' lists the options"))
+            let command = if is_jail { "jail" } else { "run" };
+            Parsed::Wrong(format!("{first}; 'ozone {command} --help' lists the options"))
         }
     }
 }
@@ -241,13 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn every_option_of_run_has_an_example_and_the_codes_follow() {
+    fn every_option_of_run_and_jail_has_an_example_and_the_codes_follow() {
         let Parsed::Text(help) = line(&["run", "--help"]) else { panic!("no help") };
         let line = Line::command();
-        let run = line.find_subcommand("run").unwrap();
-        for option in run.get_arguments().filter(|option| option.get_id() != "help") {
+        let options = |command: &str| line.find_subcommand(command).unwrap().get_arguments();
+        for option in options("run").chain(options("jail")).filter(|option| option.get_id() != "help") {
             let text = option.get_help().unwrap().to_string();
-            let name = format!("--{}", option.get_long().unwrap());
+            let name = option.get_long().map_or_else(|| "-- ".to_owned(), |name| format!("--{name}"));
             assert!(text.contains("Example:") && text.contains(&name), "{name}: {text}");
         }
         assert!(help.contains("Exit codes:"));

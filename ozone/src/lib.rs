@@ -13,6 +13,7 @@ pub mod exit;
 pub mod gc;
 pub mod ioctl;
 pub mod jail;
+pub mod jailer;
 pub mod journal;
 pub mod landlock;
 pub mod notify;

@@ -15,10 +15,11 @@ use ozone::control::server::Server;
 use ozone::exit::{self, Ending};
 use ozone::gc;
 use ozone::jail::Ground;
+use ozone::jailer;
 use ozone::journal::Journal;
 use ozone::notify::Notify;
 use ozone::record::Recorder;
-use ozone::report;
+use ozone::report::{self, Level};
 use ozone::resources::{self, Resources, status_file::StatusFile, terminal};
 use ozone::runtime::{self, Home};
 use ozone::spec::{self, VmSpec, file::SpecFile, policy};
@@ -38,6 +39,10 @@ fn main() -> ExitCode {
     match *command {
         Command::Spec(options) => match resolve(&options) {
             Ok(text) => print(&text),
+            Err(fault) => end(&Ending::Fault(fault)),
+        },
+        Command::Jail(options) => match jailer::run(&options) {
+            Ok(outcome) => jailed(outcome),
             Err(fault) => end(&Ending::Fault(fault)),
         },
         Command::Run(options) => end(&recorded(&options)),
@@ -226,6 +231,17 @@ fn print(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => end(&Ending::Fault(Fault::host(format!("standard output: {error}")))),
+    }
+}
+
+/// What comes of a program in a jail: its own exit code.
+fn jailed(outcome: jailer::Outcome) -> ExitCode {
+    if let Some(line) = outcome.line {
+        report::say_last(if outcome.code == 0 { Level::Info } else { Level::Error }, &line);
+    }
+    match print(&outcome.output) {
+        ExitCode::SUCCESS => ExitCode::from(outcome.code),
+        failed => failed,
     }
 }
 

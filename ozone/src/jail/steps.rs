@@ -217,7 +217,7 @@ pub(super) fn remedy(step: &str, errno: Errno) -> &'static str {
 
 /// CLONE_NEWTIME (clone(2), Linux 5.6). In clone3 it puts the child itself in the new namespace, whose clocks are those of
 /// the old one: a trace's times stay comparable.
-const NEWTIME: u64 = 0x80;
+pub(crate) const NEWTIME: u64 = 0x80;
 
 /// The namespaces (clone3 flags) of a child.
 pub fn namespaces(plan: &Plan<'_>) -> u64 {

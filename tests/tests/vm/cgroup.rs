@@ -38,10 +38,10 @@ pub const TESTS: [Test; 15] = [
     Test::host("cgroup::what_a_killed_machine_left_gives_way", what_a_killed_machine_left_gives_way),
 ];
 
-const MOUNT: &str = "/sys/fs/cgroup";
+pub const MOUNT: &str = "/sys/fs/cgroup";
 
 /// The path of a process's group below the mount, with a slash before it.
-fn group_of(pid: i32) -> Result<String> {
+pub fn group_of(pid: i32) -> Result<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::")).with_context(|| format!("no group: {text}"))?;
     Ok(path.to_owned())
@@ -52,7 +52,7 @@ fn groups(vm: &Vm) -> Result<BTreeMap<String, String>> {
     vm.processes()?.iter().map(|process| Ok((process.role.clone(), group_of(process.pid)?))).collect()
 }
 
-fn read(group: &str, file: &str) -> Result<String> {
+pub fn read(group: &str, file: &str) -> Result<String> {
     let path = format!("{MOUNT}{group}/{file}");
     Ok(fs::read_to_string(&path).context(path)?.trim().to_owned())
 }
@@ -65,7 +65,7 @@ fn number(group: &str, file: &str, word: &str) -> Result<u64> {
 }
 
 /// Waits until something is so: nothing of the kernel's tells of it.
-fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + ANSWER;
     while !is_so()? {
         if Instant::now() > deadline {
@@ -81,12 +81,12 @@ fn pid_of(vm: &Vm, role: &str) -> Result<i32> {
     Ok(processes.iter().find(|process| process.role == role).with_context(|| format!("no {role}"))?.pid)
 }
 
-fn ozone(words: &[&str]) -> Result<Output> {
+pub fn ozone(words: &[&str]) -> Result<Output> {
     Command::new(executable("ozone")).args(words).output().context("run ozone")
 }
 
 /// What a process sees as its group: the path from the root of its namespace.
-fn seen_by_itself(pid: i32) -> Result<String> {
+pub fn seen_by_itself(pid: i32) -> Result<String> {
     // In a thread of its own, which alone enters the namespace.
     let looked = std::thread::spawn(move || -> Result<String> {
         setns(fs::File::open(format!("/proc/{pid}/ns/cgroup"))?, CloneFlags::CLONE_NEWCGROUP).context("setns")?;
@@ -270,7 +270,7 @@ fn memory_max_ends_the_machine_and_is_told() -> Result<()> {
 }
 
 /// A group made for a test, removed with it.
-pub struct Made(PathBuf);
+pub struct Made(pub PathBuf);
 
 impl Made {
     /// Makes it.

@@ -14,6 +14,7 @@ mod hostile;
 mod hostile_backend;
 mod input;
 mod jail;
+mod jailer;
 mod kvm_device;
 mod lifecycle;
 mod many;
@@ -49,6 +50,7 @@ fn tests() -> Vec<Test> {
         &lifecycle::TESTS,
         &gc::TESTS,
         &jail::TESTS,
+        &jailer::TESTS,
         &hostile::TESTS,
         &hostile_backend::TESTS,
         &input::TESTS,

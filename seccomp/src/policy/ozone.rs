@@ -12,9 +12,9 @@ use libc::{
     SYS_getpid, SYS_getrusage, SYS_getsockopt, SYS_gettid, SYS_ioctl, SYS_landlock_add_rule,
     SYS_landlock_create_ruleset, SYS_landlock_restrict_self, SYS_linkat, SYS_lseek, SYS_mount, SYS_move_mount,
     SYS_mremap, SYS_newfstatat, SYS_openat, SYS_openat2, SYS_pidfd_send_signal, SYS_pipe2, SYS_pivot_root, SYS_poll,
-    SYS_prctl, SYS_readlink, SYS_renameat, SYS_rmdir, SYS_sched_getaffinity, SYS_sendto, SYS_setgroups,
-    SYS_sethostname, SYS_setns, SYS_setresgid, SYS_setresuid, SYS_setsid, SYS_socketpair, SYS_statx, SYS_umask,
-    SYS_umount2, SYS_unlink, SYS_unlinkat, SYS_unshare, SYS_waitid,
+    SYS_prctl, SYS_readlink, SYS_renameat, SYS_sched_getaffinity, SYS_sendto, SYS_setgroups, SYS_sethostname,
+    SYS_setns, SYS_setresgid, SYS_setresuid, SYS_setsid, SYS_socketpair, SYS_statx, SYS_umask, SYS_umount2,
+    SYS_unlinkat, SYS_unshare, SYS_waitid,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -61,9 +61,7 @@ pub const OWN: &[Rule] = &[
     allow(SYS_flock, "an image is free when its lock is"),
     allow_if(SYS_fcntl, &[fcntl(F_OFD_SETLK)], "whether another machine still uses the file of uids"),
     allow(SYS_getdents64, "the control groups of a machine that ends"),
-    allow(SYS_unlink, "sockets and the file of uids, at the end"),
-    allow(SYS_rmdir, "directories of the machine, at the end"),
-    allow(SYS_unlinkat, "control groups, at the end"),
+    allow(SYS_unlinkat, "sockets, directories and control groups, at the end, by the directory that has them"),
     allow(SYS_linkat, "the record of the end gets a name"),
     allow(SYS_renameat, "and then its own"),
     allow(SYS_getrusage, "the processor time and memory in that record"),

@@ -128,6 +128,15 @@ pub fn begin(format: Format) {
     }
 }
 
+/// Lets go of standard error, which has become another file: what waited for room in the old one is lost with it.
+pub fn begin_anew() {
+    if let Some(mut state) = state() {
+        state.sink = None;
+        state.begun.clear();
+        state.lost = 0;
+    }
+}
+
 /// The name of the machine that lines are about; without one it is `vm-PID`, as its control group is.
 pub fn name(name: Option<&str>) {
     if let Some(mut state) = state() {

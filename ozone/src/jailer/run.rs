@@ -24,6 +24,7 @@ use super::sys;
 use crate::cgroup::Cgroups;
 use crate::confine;
 use crate::jail::{self, Birth, JailError, Jailed};
+use crate::report;
 use crate::supervisor::Signals;
 
 /// How long the steps may take: file systems of a network may be among the sources.
@@ -205,6 +206,8 @@ fn bear(spec: &JailSpec, host: &Host, cgroups: &Cgroups, ending: OwnedFd) -> Res
 /// Lets go of whatever its caller waits for, and says that the program runs.
 fn detach(host: &Host, ready: OwnedFd, pid: Pid) -> Result<(), Fault> {
     sys::replace_standard(host.null.as_fd()).map_err(failed("dup2"))?;
+    // Whoever reads what the caller's standard error leads to waits for its end.
+    report::begin_anew();
     chdir("/").map_err(failed("chdir"))?;
     // A caller that has ended does not hear it.
     let _ = File::from(ready).write_all(format!("{pid}\n").as_bytes());

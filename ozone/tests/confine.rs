@@ -15,13 +15,13 @@ use std::time::Duration;
 use ::landlock::{CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
-use nix::unistd::Uid;
+use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 use ozone::confine::confine;
 use ozone::jail::{self, Ground, Identity, Plan};
 use ozone::landlock::{self, Right};
@@ -83,7 +83,7 @@ fn tried(attempt: &str, image: &str, stranger: i32) -> String {
         "read another file" => File::open("/etc/passwd").map(drop),
         "read a setting of the kernel" => File::open("/proc/sys/kernel/core_pattern").map(drop),
         "list a directory" => fs::read_dir("/").map(drop),
-        "remove a file" => fs::remove_file(image),
+        "remove a file" => unlinkat(AT_FDCWD, image, UnlinkatFlags::NoRemoveDir).map_err(Into::into),
         "signal another process" => signal(stranger),
         "jail a child" => return jailed(&ground, null.as_fd(), own.as_fd()),
         "make a file" => File::create(format!("{image}.new")).map(drop),

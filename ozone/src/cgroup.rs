@@ -82,7 +82,7 @@ pub enum CgroupError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// Another machine has the group.
-    #[error("{}: another machine has this cgroup; give this one another --name or --cgroup-parent", .0.display())]
+    #[error("{}: a running machine has this cgroup; a machine needs another --name or --cgroup-parent", .0.display())]
     Taken(PathBuf),
     /// The system says no.
     #[error("{operation} {}: {}{}", .path.display(), .errno.desc(), remedy(*.errno))]

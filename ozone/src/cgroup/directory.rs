@@ -62,12 +62,12 @@ impl Directory {
         self.0.open(relative).map(Self)
     }
 
-    /// Makes a group.
+    /// Makes a group that only this user can open: whoever can open a directory can lock it.
     ///
     /// # Errors
     /// What mkdirat(2) says.
     pub fn make(&self, name: &str) -> Result<(), Errno> {
-        self.0.make(name, Mode::from_bits_truncate(0o755))
+        self.0.make(name, Mode::from_bits_truncate(0o700))
     }
 
     /// Removes a group in which there is nobody.
@@ -139,6 +139,11 @@ impl Directory {
     /// Takes its lock together with others that do so, if no running machine has it.
     pub fn claim_shared(&self) -> bool {
         self.0.claim_shared()
+    }
+
+    /// Whether only this user can open it, so that a lock of it is ozone's.
+    pub fn is_private(&self) -> bool {
+        self.0.is_private().unwrap_or(false)
     }
 
     /// Waits until no process is in it or below it; `false` at the deadline.

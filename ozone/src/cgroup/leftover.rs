@@ -34,14 +34,18 @@ pub fn undo(path: &Path, id: Option<FileId>) -> Result<Undone, CgroupError> {
     if id.is_some_and(|id| group.id() != Ok(id)) {
         return Ok(Undone::Replaced(format!("{} is another cgroup than it was", group.path().display())));
     }
-    // A running machine has the lock of its group; one that was killed may have a child that is about to die with it.
+    // A running machine has the lock of its group; one that was killed may have a child that is about to die with it. What
+    // others can open they can lock, which says nothing.
     let deadline = Instant::now() + PATIENCE;
     let mut held = Vec::new();
     for ancestor in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
         let directory = root.open(ancestor).map_err(failed)?;
+        if !directory.is_private() {
+            continue;
+        }
         while !directory.claim_shared() {
             if Instant::now() >= deadline {
-                return Ok(Undone::Replaced(format!("a running machine has {}", group.path().display())));
+                return Err(CgroupError::Taken(group.path().to_owned()));
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -4,7 +4,9 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use ozone::audit;
 use ozone::cgroup::Cgroups;
 use ozone::cli::{self, Command, Options, Parsed};
@@ -172,7 +174,7 @@ fn run(options: &Options, spec: &VmSpec, recorder: &mut Recorder) -> Result<Endi
                 if setting.again && setting.outlives(&process) && cgroups.oom_kill().is_none() =>
             {
                 report::warn(&format!("{process} died before the machine ran again: {how}; starting once more"));
-                if let Some(signal) = signals.wait(failures.after(None)) {
+                if let Some(signal) = rest(&signals, &notify, failures.after(None)) {
                     break Ending::Signal(signal);
                 }
             }
@@ -187,8 +189,25 @@ fn run(options: &Options, spec: &VmSpec, recorder: &mut Recorder) -> Result<Endi
     Ok(ending)
 }
 
+/// Waits before the next start, or for a signal that ends the run. The service manager goes on hearing of `ozone`.
+fn rest(signals: &Signals, notify: &Notify, patience: Duration) -> Option<Signal> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let now = Instant::now();
+        notify.tick(now);
+        let until = notify.deadline().map_or(deadline, |next| next.min(deadline));
+        if let Some(signal) = signals.wait(until.saturating_duration_since(now)) {
+            return Some(signal);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+    }
+}
+
 /// One incarnation of the machine: at the first start and after a reset alike.
 fn launch(setting: Setting<'_>, recorder: &mut Recorder) -> Result<Ending, Ending> {
+    setting.notify.tick(Instant::now());
     let spawned = Spawned::launch(setting)?;
     let booting = spawned.boot()?;
     let running = booting.attach().inspect_err(|ending| recorder.ended(ending))?;

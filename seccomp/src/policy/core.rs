@@ -5,8 +5,8 @@ use libc::{
     F_GETFD as LIBC_F_GETFD, F_SETFD as LIBC_F_SETFD, F_SETFL as LIBC_F_SETFL, FD_CLOEXEC as LIBC_FD_CLOEXEC,
     O_NONBLOCK as LIBC_O_NONBLOCK, SEEK_END as LIBC_SEEK_END, SIGUSR1 as LIBC_SIGUSR1, SYS_brk, SYS_clock_gettime,
     SYS_close, SYS_eventfd2, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_ftruncate, SYS_futex, SYS_getpid, SYS_gettid,
-    SYS_ioctl, SYS_lseek, SYS_memfd_create, SYS_pread64, SYS_read, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigreturn,
-    SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_tgkill, SYS_write,
+    SYS_ioctl, SYS_lseek, SYS_memfd_create, SYS_munmap, SYS_pread64, SYS_read, SYS_recvmsg, SYS_restart_syscall,
+    SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_statx, SYS_tgkill, SYS_write,
 };
 
 use crate::filter::{Check, Rule, allow, allow_if};
@@ -66,6 +66,7 @@ pub const MAIN: &[Rule] = &[
     allow(SYS_close, "the socket of that backend"),
     allow_if(SYS_fcntl, &[Check::Equals(1, F_GETFD)], "the standard library's check before it closes a descriptor"),
     allow(SYS_sigaltstack, "the standard library tidies its main thread up"),
+    allow(SYS_munmap, "the same: that thread's signal stack"),
 ];
 
 /// The thread that reads what `ozone` sends, from its start.

@@ -120,6 +120,7 @@ fn run(options: &Options, spec: &VmSpec, recorder: &mut Recorder) -> Result<Endi
     trace.done(start, &"open resources");
     let start = trace.now();
     let uids = Uids::claim(spec, &journal)?;
+    resources.refuse_executables_of(&uids)?;
     trace.done(start, &"claim uids");
     let start = trace.now();
     let cgroups = Cgroups::make(spec, &journal)?;

@@ -15,7 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
-use protocol::{BlkSpec, ConsoleSpec, DeviceKind, DeviceSpec, Fault, FaultKind, NetSpec};
+use protocol::{BlkSpec, ConsoleSpec, DeviceSpec, Fault, FaultKind, NetSpec};
 
 use crate::directory::walk;
 use crate::ioctl;
@@ -24,12 +24,16 @@ use crate::landlock::{self, Domain, Right};
 use crate::process::Process;
 use crate::report;
 use crate::spec::{DeviceConfig, Given, Tap, VmSpec, size};
+use crate::uids::Uids;
 
 pub mod console;
 pub mod disk;
+mod executables;
 pub mod status_file;
 pub mod tap;
 pub mod terminal;
+
+use executables::Executables;
 
 /// Why something of the host cannot be had: whose doing it is, which argument or thing, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -84,13 +88,6 @@ pub struct Resources {
     /// The host side of each device, in the order of the spec.
     pub devices: Vec<HostDevice>,
     executables: Executables,
-}
-
-/// The executables of the roles, opened with O_PATH; of the devices' only those that are needed.
-#[derive(Debug)]
-struct Executables {
-    core: OwnedFd,
-    devices: Vec<(DeviceKind, OwnedFd)>,
 }
 
 /// The host side of one device.
@@ -237,8 +234,7 @@ impl Resources {
     /// # Errors
     /// See [`Domain::allow`].
     pub fn allow(&self, domain: &mut Domain) -> Result<(), Errno> {
-        let Executables { core, devices } = &self.executables;
-        for executable in devices.iter().map(|(_, executable)| executable).chain([core]) {
+        for executable in self.executables.of_roles() {
             domain.allow(executable, landlock::execution())?;
         }
         for device in &self.devices {
@@ -254,11 +250,15 @@ impl Resources {
 
     /// The executable of a process.
     pub fn executable(&self, process: &Process) -> &OwnedFd {
-        let wanted = match process {
-            Process::Core => None,
-            Process::Backend { kind, .. } => self.executables.devices.iter().find(|(other, _)| other == kind),
-        };
-        wanted.map_or(&self.executables.core, |(_, executable)| executable)
+        self.executables.of(process)
+    }
+
+    /// Refuses executables that belong to one of the uids that the machine's processes have.
+    ///
+    /// # Errors
+    /// [`ResourceError`] naming the executable.
+    pub fn refuse_executables_of(&self, uids: &Uids) -> Result<(), ResourceError> {
+        self.executables.refuse_those_of(|uid| uids.has(uid))
     }
 
     /// Says what was made for the run and cannot be known beforehand.
@@ -283,37 +283,6 @@ impl Resources {
             HostDevice::Console(console::Place::Terminal(terminal)) => Some(terminal),
             _ => None,
         })
-    }
-}
-
-impl Executables {
-    fn open(spec: &VmSpec) -> Result<Self, ResourceError> {
-        let own = std::env::current_exe().map_err(|error| ResourceError::host("/proc/self/exe", said(&error)))?;
-        let directory = own.parent().unwrap_or(Path::new("/"));
-        let open_one = |name: &str| {
-            let path = directory.join(name);
-            let fault = |problem: String| {
-                let advice = "; the executables of one release belong into one directory";
-                ResourceError::host(format!("executable {}", path.display()), problem + advice)
-            };
-            let executable = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-                .map_err(|errno| fault(errno.desc().to_owned()))?;
-            let metadata = File::from(executable.try_clone().map_err(|error| fault(said(&error)))?).metadata();
-            match metadata {
-                Ok(metadata) if metadata.is_file() => Ok(executable),
-                Ok(_) => Err(fault("not a file".to_owned())),
-                Err(error) => Err(fault(said(&error))),
-            }
-        };
-        let core = open_one("vmm-core")?;
-        let mut devices: Vec<(DeviceKind, OwnedFd)> = Vec::new();
-        for device in &spec.devices {
-            let kind = device.kind();
-            if devices.iter().all(|(other, _)| *other != kind) {
-                devices.push((kind, open_one(&format!("ozone-{}", kind.role()))?));
-            }
-        }
-        Ok(Self { core, devices })
     }
 }
 

@@ -153,6 +153,14 @@ impl Uids {
         }
     }
 
+    /// Whether this is a uid that only this machine's processes have. As an ordinary user they have none of their own.
+    pub fn has(&self, uid: u32) -> bool {
+        match self {
+            Self::Range(claim) => uid.checked_sub(claim.first).is_some_and(|place| place < claim.count),
+            Self::Caller { .. } => false,
+        }
+    }
+
     /// Who the process with this place in the machine is: 0 for the core, 1 and up for devices.
     pub fn identity(&self, place: u8) -> Identity {
         match self {
@@ -363,5 +371,14 @@ mod tests {
         ids.sort_by_key(|id| format!("{id:?}"));
         ids.dedup();
         assert_eq!(ids.len(), 48);
+    }
+
+    #[test]
+    fn a_machine_has_its_range_and_an_ordinary_users_none() {
+        let parent = tempfile::tempdir().unwrap();
+        let uids = Uids::Range(asked(&parent.path().join("ozone"), 100_000, 3).unwrap());
+        let held: Vec<u32> = (99_990..100_010).filter(|uid| uids.has(*uid)).collect();
+        assert_eq!(held, [100_000, 100_001, 100_002]);
+        assert!(!uids.has(0) && !Uids::Caller { uid: 1000, gid: 1000 }.has(1000));
     }
 }

@@ -436,6 +436,8 @@ fn tests() -> ExitCode {
     add("a record is no way to another file", &kvm, record::planted);
     add("an image is held against other machines", &kvm, held_image);
     add("bad input on the host is refused before any process starts", &kvm, bad_input);
+    add("an executable that others may write is refused", &kvm, written_by_others);
+    add("an executable of one of the machine's uids is refused", &all, owned_by_a_role);
     add("no rights on /dev/kvm and no KVM are told apart", &all, kvm_rights);
     add("taps are made and go", &all, taps);
     add("a console's socket is private and goes", &kvm, console_socket);
@@ -1390,6 +1392,54 @@ fn uids() -> Result<(), Failed> {
     uids.dedup();
     assert_eq!(uids.len(), 6, "{uids:?}");
     assert!(uids.iter().all(|uid| *uid >= 0x7000_0000));
+    Ok(())
+}
+
+/// Puts a file of its own in the place of an executable, which shares its mode with the other tests' otherwise. It is not to be
+/// executed: a process that another test starts meanwhile may have it open (execve(2), ETXTBSY).
+fn own_copy(bench: &Bench, name: &str) -> PathBuf {
+    let path = bench.path(name);
+    let text = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn written_by_others() -> Result<(), Failed> {
+    let bench = Bench::new("power-off");
+    for (name, mode) in [("vmm-core", 0o775), ("ozone-blk", 0o757), ("ozone-console", 0o720)] {
+        let path = own_copy(&bench, name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        let before = listing(&bench);
+        let (code, lines) = bench.run(&["--disk", "path=disk.img"]);
+        let expected = format!(
+            "ozone: executable {}: others than its owner may write it (mode {mode:04o}); take that away with chmod go-w",
+            path.display()
+        );
+        assert_eq!((code, &lines[..]), (3, &[expected][..]));
+        assert_eq!(listing(&bench), before, "it leaves something behind");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    }
+    // What is not executed is no matter.
+    let bench = Bench::new("power-off");
+    fs::set_permissions(own_copy(&bench, "ozone-net"), fs::Permissions::from_mode(0o777))?;
+    assert_eq!(bench.run(&["--disk", "path=disk.img"]).0, 0);
+    Ok(())
+}
+
+fn owned_by_a_role() -> Result<(), Failed> {
+    let bench = Bench::new("power-off");
+    let path = own_copy(&bench, "vmm-core");
+    for owner in [500_000, 500_001] {
+        std::os::unix::fs::chown(&path, Some(owner), None)?;
+        let (code, lines) = bench.run(&["--uid-base", "500000"]);
+        let expected = format!(
+            "ozone: executable {}: it belongs to uid {owner}, which a process of this machine has; give it to root with chown",
+            path.display()
+        );
+        assert_eq!((code, &lines[..]), (3, &[expected][..]));
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use crate::runtime;
 
 pub mod descriptor;
 pub mod facts;
+pub mod group;
 pub mod memory;
 pub mod promises;
 pub mod report;
@@ -23,6 +24,7 @@ pub mod status;
 mod sys;
 
 use facts::{Facts, Namespaces, Pin, Seen, Users};
+use group::Hierarchy;
 use promises::Around;
 use report::{Process, Report};
 
@@ -118,6 +120,7 @@ impl Round {
             init: self.init.as_ref(),
             users: &self.users,
             offers_user_namespaces: facts::offers_user_namespaces(),
+            hierarchy: Hierarchy::find(),
         };
         let process = |read: &Read| {
             let judged = read.facts().map(|facts| match read.told.role {

@@ -13,6 +13,7 @@ use nix::sys::statvfs::FsFlags;
 use serde::Serialize;
 
 use super::descriptor::{self, Descriptor};
+use super::group::Group;
 use super::memory::{self, Mapping};
 use super::status::Status;
 use super::sys;
@@ -64,6 +65,8 @@ pub struct Facts {
     pub mappings: Seen<Vec<Mapping>>,
     /// The file it executes.
     pub executable: Seen<Executable>,
+    /// Its control group.
+    pub group: Seen<Group>,
 }
 
 /// A root directory.
@@ -140,6 +143,7 @@ impl Facts {
             descriptors: said("fd", descriptor::read(pid)),
             mappings: text(pid, "smaps").and_then(|text| memory::parse(&text).map_err(Unseen::Failed)),
             executable: said("exe", executable(pid)),
+            group: text(pid, "cgroup").and_then(|text| said("cgroup", Group::read(&text))),
         }
     }
 
@@ -316,7 +320,7 @@ fn parse_stat(text: &str) -> Option<Session> {
 pub(super) mod tests {
     use super::*;
     use crate::audit::descriptor::{self, Kind};
-    use crate::audit::{memory, status};
+    use crate::audit::{group, memory, status};
 
     const LIMITS: &str = "\
 Limit                     Soft Limit           Hard Limit           Units     
@@ -357,6 +361,7 @@ Max realtime priority     0                    0
             descriptors: Ok((0..).zip(kinds).map(|(number, kind)| descriptor::tests::of(number, kind)).collect()),
             mappings: memory::parse(memory::tests::CORE).map_err(Unseen::Failed),
             executable: Ok(Executable { path: "/usr/bin/vmm-core".to_owned(), uid: 0, mode: 0o755 }),
+            group: Ok(group::tests::of(pid)),
         }
     }
 

@@ -6,6 +6,7 @@ use seccomp::Role;
 
 use super::descriptor::{self, Kind};
 use super::facts::{Executable, Facts, Limit, Namespaces, Seen, Users};
+use super::group::{Group, Hierarchy};
 use super::report::{Finding, Short, Verdict};
 use super::status::{CAPABILITY_SETS, Status};
 
@@ -24,6 +25,8 @@ pub struct Around<'a> {
     pub users: &'a Seen<Users>,
     /// Whether the host has user namespaces to give.
     pub offers_user_namespaces: bool,
+    /// The hierarchy of control groups, if the host has one of the second version.
+    pub hierarchy: Option<Hierarchy>,
 }
 
 impl Around<'_> {
@@ -65,7 +68,7 @@ const fn promise(name: &'static str, given: Given, judge: fn(&Child<'_>) -> Judg
 }
 
 /// Every promise about a child that can be seen from outside.
-const PROMISES: [Promise; 27] = [
+const PROMISES: [Promise; 29] = [
     promise("one uid and gid, not root's", Given::Always, one_user),
     promise("a uid that no other process has", Given::ToRoot, own_user),
     promise("no supplementary group", Given::ToRoot, no_groups),
@@ -86,6 +89,8 @@ const PROMISES: [Promise; 27] = [
     promise("not dumpable", Given::Always, not_dumpable),
     promise("no core dump", Given::Always, no_core_dump),
     promise("limits", Given::Always, limits),
+    promise("in a control group of its own", Given::Always, own_group),
+    promise("a limit on processes in its group", Given::Always, limited_processes),
     promise("own session without a terminal", Given::Always, own_session),
     promise("empty environment", Given::Always, empty_environment),
     promise("umask 0077", Given::Always, umask),
@@ -343,6 +348,51 @@ fn limited(facts: &Facts, name: &str, is_right: impl Fn(&str) -> bool) -> Judged
     }
 }
 
+/// No other process is in its group, and the group is one of the machine's: beside another process's, or below the one in
+/// which that of `ozone` is, which may have stayed where it was started.
+fn own_group(child: &Child<'_>) -> Judged {
+    let Child { facts, around, .. } = child;
+    let (group, _) = group(child)?;
+    let path = &group.path;
+    if group.is_outermost() {
+        return broken(format!("it is in {path}"));
+    }
+    if let Some(other) = group.members.iter().find(|member| **member != facts.pid) {
+        return broken(format!("process {other} is in {path} as well"));
+    }
+    let others = around.children.iter().filter(|other| other.pid != facts.pid);
+    let mut groups = others.filter_map(|other| other.group.as_ref().ok());
+    let of_ozone = around.ozone.group.as_ref().is_ok_and(|it| it.parent() == group.grandparent());
+    match of_ozone || groups.any(|other| other.parent() == group.parent()) {
+        true => Ok(path.clone()),
+        false => broken(format!("{path} is not beside the machine's others")),
+    }
+}
+
+fn limited_processes(child: &Child<'_>) -> Judged {
+    let (Group { path, most_processes, .. }, hierarchy) = group(child)?;
+    match most_processes.as_deref() {
+        Some("max") => broken(format!("pids.max of {path} is max")),
+        Some(most) => Ok(format!("pids.max {most}")),
+        None if hierarchy.counts_processes && child.around.has_root() => broken(format!("{path} has no pids.max")),
+        None => Err(Short::NotOffered("there is no controller pids for its group".to_owned())),
+    }
+}
+
+/// A child's group, unless the machine could have none.
+fn group<'a>(child: &Child<'a>) -> Result<(&'a Group, Hierarchy), Short> {
+    let Child { facts, around, .. } = child;
+    let Some(hierarchy) = around.hierarchy else {
+        return Err(Short::NotOffered("this host has no control groups of the second version alone".to_owned()));
+    };
+    let of = |facts: &'a Facts| facts.group.as_ref().ok().map(|group| &group.path);
+    let is_given = hierarchy.is_writable && around.has_root();
+    if !is_given && of(around.ozone).is_some() && around.children.iter().all(|child| of(child) == of(around.ozone)) {
+        return Err(Short::NotOffered("ozone has no control group to make others in".to_owned()));
+    }
+    Ok((seen(&facts.group)?, hierarchy))
+}
+
 /// A terminal that a console is on is one of its descriptors, and controls nothing.
 fn own_session(child: &Child<'_>) -> Judged {
     let session = seen(&child.facts.session)?;
@@ -433,6 +483,13 @@ mod tests {
     use crate::audit::facts::Unseen;
     use crate::audit::facts::tests::jailed;
 
+    /// The surroundings of children, of which the first is the core, on a host that has everything.
+    fn around<'a>(ozone: &'a Facts, children: &'a [&'a Facts], users: &'a Seen<Users>) -> Around<'a> {
+        let hierarchy = Some(Hierarchy { is_writable: true, counts_processes: true });
+        let core = children[0];
+        Around { ozone, core, children, init: None, users, offers_user_namespaces: true, hierarchy }
+    }
+
     /// Judges a core beside a second child. `change` is given the core, `ozone` and the users of the host.
     fn broken_by(uid: u32, change: impl FnOnce(&mut Facts, &mut Facts, &mut Users)) -> Vec<&'static str> {
         let (mut core, other, mut ozone) = (jailed(99), jailed(100), jailed(97));
@@ -445,11 +502,9 @@ mod tests {
         change(&mut core, &mut ozone, &mut users);
         let (init, users) = (ozone.namespaces.clone().unwrap(), Ok(users));
         let children = [&core, &other];
-        let (init, offers_user_namespaces) = (Some(&init), true);
-        let around =
-            Around { ozone: &ozone, core: &core, children: &children, init, users: &users, offers_user_namespaces };
+        let around = Around { init: Some(&init), ..around(&ozone, &children, &users) };
         let findings = of_child(Role::Core, &core, around);
-        let expected = if uid == 0 { 27 } else { 24 };
+        let expected = if uid == 0 { 29 } else { 26 };
         assert_eq!(findings.iter().filter(|it| it.verdict != Verdict::Told).count(), expected + NOT_VISIBLE.len());
         findings.iter().filter(|it| it.verdict == Verdict::Broken).map(|it| it.promise).collect()
     }
@@ -470,10 +525,14 @@ mod tests {
         limits.iter_mut().find(|limit| limit.name == name).unwrap().hard = hard.to_owned();
     }
 
+    fn group_of(facts: &mut Facts) -> &mut Group {
+        facts.group.as_mut().unwrap()
+    }
+
     type Change = fn(&mut Facts, &mut Facts, &mut Users);
 
     /// A change for every promise, in the order of [`PROMISES`].
-    const CHANGES: [(&str, Change); 27] = [
+    const CHANGES: [(&str, Change); 29] = [
         ("one uid and gid, not root's", |core, _, _| thread(core).gids[3] = 0),
         ("a uid that no other process has", |core, _, users| {
             users.entry(core.user().unwrap()).or_default().insert(7);
@@ -499,6 +558,8 @@ mod tests {
         ("not dumpable", |core, _, _| core.owner = Ok(core.user().unwrap())),
         ("no core dump", |core, _, _| limit(core, "Max core file size", "unlimited")),
         ("limits", |core, _, _| limit(core, "Max open files", "unlimited")),
+        ("in a control group of its own", |core, _, _| core.group.as_mut().unwrap().members.push(7)),
+        ("a limit on processes in its group", |core, _, _| group_of(core).most_processes = Some("max".to_owned())),
         ("own session without a terminal", |core, _, _| core.session.as_mut().unwrap().terminal = 0x8800),
         ("empty environment", |core, _, _| core.environment = Ok(12)),
         ("umask 0077", |core, _, _| thread(core).umask = Some(0o022)),
@@ -524,7 +585,7 @@ mod tests {
 
     #[test]
     fn there_is_more_than_one_way_to_break_a_promise() {
-        let ways: [(&str, Change); 15] = [
+        let ways: [(&str, Change); 18] = [
             ("one uid and gid, not root's", |core, _, _| thread(core).uids = [7; 4]),
             ("one uid and gid, not root's", |core, _, _| core.threads.as_mut().unwrap()[0].uids[1] += 9),
             ("seccomp filters in every thread", |core, _, _| thread(core).seccomp = 0),
@@ -542,6 +603,9 @@ mod tests {
             ("process 1 of its pid namespace", |core, _, _| core.threads.as_mut().unwrap()[0].ids = vec![1]),
             ("limits", |core, _, _| limit(core, "Max nice priority", "1")),
             ("limits", |core, _, _| limit(core, "Max processes", "321")),
+            ("in a control group of its own", |core, _, _| group_of(core).path = "/".to_owned()),
+            ("in a control group of its own", |core, _, _| group_of(core).path = "/other/web1/jailed/core".to_owned()),
+            ("a limit on processes in its group", |core, _, _| group_of(core).most_processes = None),
             ("own session without a terminal", |core, _, _| core.session.as_mut().unwrap().leader = 1),
             ("an executable that no role can write", |core, _, _| {
                 core.executable.as_mut().unwrap().uid = core.user().unwrap();
@@ -561,6 +625,7 @@ mod tests {
             core.user_map = Err(why());
             (core.limits, core.session, core.environment) = (Err(why()), Err(why()), Err(why()));
             (core.descriptors, core.mappings, core.executable) = (Err(why()), Err(why()), Err(why()));
+            core.group = Err(why());
         });
         assert_eq!(all.len(), PROMISES.iter().filter(|promise| promise.given != Given::ToUser).count());
     }
@@ -572,7 +637,7 @@ mod tests {
         let namespaces = |facts: &mut Facts| facts.namespaces.as_mut().unwrap().clone();
         let judge = |core: &Facts, ozone: &Facts, offers_user_namespaces| {
             let children = [core];
-            let around = Around { ozone, core, children: &children, init: None, users: &users, offers_user_namespaces };
+            let around = Around { offers_user_namespaces, ..around(ozone, &children, &users) };
             let of = |name| {
                 let promise = PROMISES.iter().find(|promise| promise.name == name).unwrap();
                 let judged = (promise.judge)(&Child { role: Role::Core, facts: core, around });
@@ -594,6 +659,38 @@ mod tests {
     }
 
     #[test]
+    fn control_groups_that_nobody_could_make_are_not_called_broken() {
+        let ((mut core, mut other), (mut root, mut user)) = ((jailed(99), jailed(100)), (jailed(97), jailed(97)));
+        for thread in root.threads.as_mut().unwrap() {
+            thread.uids = [0; 4];
+        }
+        let users = Ok(Users::new());
+        let judge = |ozone: &Facts, core: &Facts, other: &Facts, hierarchy| {
+            let children = [core, other];
+            let around = Around { hierarchy, ..around(ozone, &children, &users) };
+            let child = Child { role: Role::Core, facts: core, around };
+            [own_group(&child), limited_processes(&child)].map(|judged| Finding::judged("", judged).verdict)
+        };
+        let offers = |is_writable, counts_processes| Some(Hierarchy { is_writable, counts_processes });
+        let [holds, broken, not_offered] = [Verdict::Holds, Verdict::Broken, Verdict::NotOffered].map(|it| [it; 2]);
+        for ozone in [&root, &user] {
+            assert_eq!(judge(ozone, &core, &other, offers(true, true)), holds);
+            assert_eq!(judge(ozone, &core, &other, None), not_offered);
+        }
+        group_of(&mut core).most_processes = None;
+        assert_eq!(judge(&root, &core, &other, offers(true, false))[1], Verdict::NotOffered);
+        assert_eq!(judge(&user, &core, &other, offers(true, true))[1], Verdict::NotOffered, "not delegated");
+        for facts in [&mut core, &mut other, &mut root, &mut user] {
+            (group_of(facts).path, group_of(facts).members) = ("/user.slice".to_owned(), vec![97, 99, 100]);
+        }
+        assert_eq!(judge(&root, &core, &other, offers(true, true)), broken);
+        assert_eq!(judge(&root, &core, &other, offers(false, true)), not_offered);
+        assert_eq!(judge(&user, &core, &other, offers(true, true)), not_offered);
+        group_of(&mut other).path = "/user.slice/own".to_owned();
+        assert_eq!(judge(&user, &core, &other, offers(true, true))[0], Verdict::Broken, "others have one");
+    }
+
+    #[test]
     fn what_an_ordinary_user_may_not_read_is_not_called_broken() {
         let denied = || Unseen::Denied(String::new());
         assert!(broken_by(1000, |core, _, _| core.environment = Err(denied())).is_empty());
@@ -605,10 +702,7 @@ mod tests {
         let (core, mut ozone) = (jailed(99), jailed(97));
         let users = Ok(Users::new());
         let judge = |ozone: &Facts| {
-            let (children, offers_user_namespaces) = ([&core], true);
-            let around =
-                Around { ozone, core: &core, children: &children, init: None, users: &users, offers_user_namespaces };
-            let findings = of_ozone(around);
+            let findings = of_ozone(around(ozone, &[&core], &users));
             assert!(findings.iter().any(|it| it.verdict == Verdict::Told && it.promise == "seccomp"));
             let broken = findings.iter().filter(|it| it.verdict == Verdict::Broken);
             broken.map(|it| it.promise).collect::<Vec<_>>()

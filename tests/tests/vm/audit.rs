@@ -15,7 +15,7 @@ use ozone_tests::vm::{ANSWER, BOOT, Guest, Vm, executable};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
-use crate::kvm_device;
+use crate::{cgroup, kvm_device};
 
 /// The tests of this file.
 pub const TESTS: [Test; 6] = [
@@ -106,7 +106,7 @@ fn a_machine_keeps_its_promises() -> Result<()> {
     for process in processes(&report).iter().filter(|process| process["name"] != "ozone") {
         let promises = process["promises"].as_array().context("promises")?;
         let with = |verdict: &str| promises.iter().filter(|finding| finding["verdict"] == verdict).count();
-        ensure!(with("holds") == 27 && with("not-visible") == 3, "{process:#}");
+        ensure!(with("holds") == 29 && with("not-visible") == 3, "{process:#}");
         ensure!(process["descriptors"].as_array().is_some_and(|all| all.len() >= 4), "{process:#}");
         ensure!(process["limits"].as_array().is_some_and(|all| all.len() >= 16), "{process:#}");
     }
@@ -164,6 +164,28 @@ fn what_is_broken_from_outside_is_found() -> Result<()> {
     let found = expect(&["blk/disk0: an executable that no role can write"]);
     fs::set_permissions(&program, before)?;
     found?;
+    expect_all_to_hold(&EVERYTHING)?;
+
+    // A group with no limit, and then a process in none.
+    let guest_log = pid_of(&report, "console/console3")?;
+    let group = cgroup::group_of(guest_log)?;
+    let in_group = |file: &str| format!("{}{group}/{file}", cgroup::MOUNT);
+    let limit = fs::read_to_string(in_group("pids.max"))?;
+    fs::write(in_group("pids.max"), "max")?;
+    expect(&["console/console3: a limit on processes in its group"])?;
+    fs::write(in_group("pids.max"), limit)?;
+    fs::write(format!("{}/cgroup.procs", cgroup::MOUNT), guest_log.to_string())?;
+    expect(&[
+        "console/console3: in a control group of its own",
+        "console/console3: a limit on processes in its group",
+    ])?;
+    fs::write(in_group("cgroup.procs"), guest_log.to_string())?;
+    expect_all_to_hold(&EVERYTHING)?;
+    // Somebody else in the group of a process.
+    let stranger = Stranger(Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?);
+    fs::write(in_group("cgroup.procs"), stranger.0.id().to_string())?;
+    expect(&["console/console3: in a control group of its own"])?;
+    drop(stranger);
     expect_all_to_hold(&EVERYTHING)?;
 
     // The empty root can be written.

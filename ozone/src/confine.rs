@@ -7,6 +7,7 @@
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::geteuid;
 use protocol::Fault;
 use seccomp::forbidden;
@@ -24,7 +25,7 @@ const KEPT: [(Capability, &str); 7] = [
     (Capability::CAP_DAC_OVERRIDE, "images that belong to other users are opened anew for each process of a disk"),
 ];
 
-/// Gives up every capability but those that are needed to start processes, and any way to new ones; then all files but those
+/// Gives up core dumps, and every capability but those that are needed to start processes, and any way to new ones; then all files but those
 /// that `allow` names, TCP ports, and signals to any process but its own; then every system call that it does not need.
 ///
 /// An ordinary user's children make their own mounts, which nothing in a Landlock domain may: there it is without one, and its
@@ -34,6 +35,7 @@ const KEPT: [(Capability, &str); 7] = [
 /// A host fault when the kernel refuses.
 pub fn confine(landlock: bool, allow: impl FnOnce(&mut Domain) -> Result<(), Errno>) -> Result<(), Fault> {
     let is_root = geteuid().is_root();
+    dump_nothing(is_root)?;
     keep(&KEPT.map(|(capability, _)| capability))?;
     if is_root && landlock {
         let entered = Domain::new().and_then(|mut domain| {
@@ -44,6 +46,17 @@ pub fn confine(landlock: bool, allow: impl FnOnce(&mut Domain) -> Result<(), Err
     }
     forbidden::report_of_ozone().map_err(|error| failed("SIGSYS handler", &error))?;
     seccomp::install_ozone(!is_root).map_err(|error| failed("filter", &error))
+}
+
+/// Leaves no core dump: that of root's `ozone` would show what other users' files it was handed.
+///
+/// An ordinary user's stays dumpable, that is, his own: the files in /proc of what is not are root's alone, and the audit of that
+/// user would see none of the namespaces that the others' are told from (proc(5), ptrace(2)). His other processes could trace it
+/// then, and they are him already; the roles are in user namespaces below, which lets them trace nothing outside.
+fn dump_nothing(is_root: bool) -> Result<(), Fault> {
+    // A program that takes dumps by a pipe gets them whatever the limit, but of a dumpable process alone (core(5)).
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|errno| failed("RLIMIT_CORE", &errno))?;
+    if is_root { prctl::set_dumpable(false).map_err(|errno| failed("dumpable", &errno)) } else { Ok(()) }
 }
 
 /// Gives up every capability but these, and any way to new ones.

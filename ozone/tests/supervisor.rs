@@ -909,7 +909,24 @@ fn confined() -> Result<(), Failed> {
     }
     assert_eq!(field("NoNewPrivs:"), "1");
     assert_eq!((field("Seccomp:"), field("Seccomp_filters:")), ("2".into(), "1".into()));
+    assert_eq!(core_limit(run.pid()), ["0", "0"]);
+    // Who has the same uid and more capabilities may look at what is dumpable, and at nothing else (ptrace(2)).
+    let link = format!("/proc/{}/ns/net", run.pid());
+    assert!(fs::read_link(&link).is_ok());
+    let looked = std::thread::spawn(move || {
+        caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_PTRACE).unwrap();
+        fs::read_link(&link).map_err(|error| error.kind())
+    });
+    assert_eq!(looked.join().unwrap(), Err(std::io::ErrorKind::PermissionDenied), "ozone is dumpable");
     Ok(())
+}
+
+/// How large a core dump of a process may be, as its soft and hard limit.
+fn core_limit(pid: Pid) -> [String; 2] {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    let mut words = line.split_whitespace().map(str::to_owned);
+    [words.next().unwrap(), words.next().unwrap()]
 }
 
 fn notified() -> Result<(), Failed> {
@@ -1048,6 +1065,8 @@ fn audited() -> Result<(), Failed> {
         assert_eq!(judged(process, "parent-death signal"), "not", "visible");
     }
     assert_eq!(judged("ozone", "only capabilities to start processes"), "holds");
+    assert_eq!(judged("ozone", "no core dump"), "holds");
+    assert_eq!(judged("ozone", "not dumpable"), "not", "visible");
     assert_eq!(ask(&bench, &["audit", "nobody"]).0, 2);
     Ok(())
 }
@@ -1477,6 +1496,7 @@ fn ordinary_user() -> Result<(), Failed> {
     for (name, pid) in run.children(3) {
         assert_eq!(uid_of(pid), ORDINARY, "{name}");
     }
+    assert_eq!(core_limit(run.pid()), ["0", "0"]);
     kill(run.pid(), Signal::SIGTERM)?;
     let (code, lines) = run.end();
     assert_eq!(code, 143, "{lines:?}");

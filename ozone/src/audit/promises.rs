@@ -87,7 +87,7 @@ const PROMISES: [Promise; 29] = [
     promise("process 1 of its pid namespace", Given::Always, first_process),
     promise("an empty read-only root", Given::Always, empty_root),
     promise("not dumpable", Given::Always, not_dumpable),
-    promise("no core dump", Given::Always, no_core_dump),
+    promise("no core dump", Given::Always, |child| no_core_dump(child.facts)),
     promise("limits", Given::Always, limits),
     promise("in a control group of its own", Given::Always, own_group),
     promise("a limit on processes in its group", Given::Always, limited_processes),
@@ -131,11 +131,17 @@ pub fn of_ozone(around: Around<'_>) -> Vec<Finding> {
         Finding::judged("a seccomp filter", filtered(facts)),
         Finding::judged("holds no guest memory", holds_no_guest(around)),
         Finding::judged("no memory writable and executable", write_or_execute(facts)),
+        Finding::judged("no core dump", no_core_dump(facts)),
     ];
     if around.has_root() {
         findings.push(Finding::judged("only capabilities to start processes", few_capabilities(facts)));
         findings.push(Finding::judged("an executable that no role can write", executable(facts, around)));
         findings.push(Finding::new("Landlock domain", Verdict::NotVisible, LANDLOCK));
+        findings.push(Finding::new(
+            "not dumpable",
+            Verdict::NotVisible,
+            "its files in /proc are root's in either case",
+        ));
     }
     let first =
         seen(&facts.threads).and_then(|threads| threads.first().map_or_else(|| broken("no thread".to_owned()), Ok));
@@ -324,8 +330,8 @@ fn not_dumpable(child: &Child<'_>) -> Judged {
     }
 }
 
-fn no_core_dump(child: &Child<'_>) -> Judged {
-    limited(child.facts, "Max core file size", |limit| limit == "0")
+fn no_core_dump(facts: &Facts) -> Judged {
+    limited(facts, "Max core file size", |limit| limit == "0")
 }
 
 /// What no role needs is 0, and what each needs a little of has an end.
@@ -715,6 +721,9 @@ mod tests {
         ozone.mappings.as_mut().unwrap()[0].execute = true;
         assert_eq!(judge(&ozone), ["no memory writable and executable"]);
         ozone.mappings.as_mut().unwrap()[0].execute = false;
+        limit(&mut ozone, "Max core file size", "unlimited");
+        assert_eq!(judge(&ozone), ["no core dump"]);
+        limit(&mut ozone, "Max core file size", "0");
         for thread in ozone.threads.as_mut().unwrap() {
             (thread.uids, thread.capabilities) = ([0; 4], [0, OF_OZONE, OF_OZONE, OF_OZONE, 0]);
         }

@@ -8,8 +8,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ::landlock::{CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
@@ -21,13 +24,16 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
-use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, execve, unlinkat};
 use ozone::confine::confine;
 use ozone::jail::{self, Ground, Identity, Plan};
 use ozone::landlock::{self, Right};
 use ozone::process::Process;
 
 const OWN: u32 = 0x7000_0000 + 62 * 64;
+
+/// A user without any rights.
+const ORDINARY: u32 = 65534;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
@@ -45,6 +51,13 @@ fn main() -> ExitCode {
     // The kernel keeps signals in since the sixth interface of Landlock (Linux 6.12).
     let keeps = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).scope(Scope::Signal).is_ok();
     let scopes = if root && keeps { "" } else { " (needs root and Landlock of Linux 6.12)" };
+    // Written once, while no test starts a process: one that inherits the open file makes it busy (execve(2), ETXTBSY).
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = directory.path().join("confine");
+    fs::copy("/proc/self/exe", &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    COPY.set(copy).unwrap();
     let tests = vec![
         Trial::test(format!("a forbidden call of ozone is reported and ends it{own}"), forbidden_calls)
             .with_ignored_flag(!root),
@@ -54,16 +67,26 @@ fn main() -> ExitCode {
         Trial::test(format!("nobody but children can be signalled{scopes}"), signals)
             .with_ignored_flag(!scopes.is_empty()),
         Trial::test(format!("a child can still be jailed{own}"), jailing).with_ignored_flag(!root),
+        Trial::test(format!("a forbidden call of an ordinary user's ozone is reported and ends it{own}"), of_a_user)
+            .with_ignored_flag(!root),
+        Trial::test(format!("a child of an ordinary user can still be jailed{own}"), jailing_by_a_user)
+            .with_ignored_flag(!root),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
+
+/// A copy of this executable, which every user may execute.
+static COPY: OnceLock<PathBuf> = OnceLock::new();
 
 /// The first argument of this executable when it confines itself.
 const CONFINED: &str = "as-confined";
 
 /// What comes of an attempt, in words; `image` may be read, `stranger` is a process of somebody else.
 fn tried(attempt: &str, image: &str, stranger: i32) -> String {
-    let ground = Ground::make(Identity::Own(OWN)).unwrap();
+    let (uid, gid) = (Uid::effective(), Gid::effective());
+    let identity =
+        if uid.is_root() { Identity::Own(OWN) } else { Identity::Mapped { uid: uid.as_raw(), gid: gid.as_raw() } };
+    let ground = Ground::make(identity).unwrap();
     let held = open(image, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
     let own = open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
@@ -85,7 +108,7 @@ fn tried(attempt: &str, image: &str, stranger: i32) -> String {
         "list a directory" => fs::read_dir("/").map(drop),
         "remove a file" => unlinkat(AT_FDCWD, image, UnlinkatFlags::NoRemoveDir).map_err(Into::into),
         "signal another process" => signal(stranger),
-        "jail a child" => return jailed(&ground, null.as_fd(), own.as_fd()),
+        "jail a child" => return jailed(&ground, identity, null.as_fd(), own.as_fd()),
         "make a file" => File::create(format!("{image}.new")).map(drop),
         "socket" => {
             let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None);
@@ -100,7 +123,7 @@ fn tried(attempt: &str, image: &str, stranger: i32) -> String {
         "signal by number" => nix::sys::signal::kill(nix::unistd::getpid(), None).map_err(Into::into),
         "type on a terminal" => type_on_a_terminal(),
         "executable memory" => executable_memory(),
-        "execute" => Err(Command::new("/bin/true").status().map(drop).unwrap_err()),
+        "execute" => execve(c"/proc/self/exe", &[c"x"], &[c""; 0]).map(|never| match never {}).map_err(Into::into),
         "x32" => foreign(),
         other => panic!("{other}"),
     };
@@ -150,11 +173,16 @@ fn foreign() -> Result<(), std::io::Error> {
 }
 
 /// A child in a jail, which ends by itself: its filters do not let it start.
-fn jailed(ground: &Ground, null: std::os::fd::BorrowedFd<'_>, own: std::os::fd::BorrowedFd<'_>) -> String {
+fn jailed(
+    ground: &Ground,
+    identity: Identity,
+    null: std::os::fd::BorrowedFd<'_>,
+    own: std::os::fd::BorrowedFd<'_>,
+) -> String {
     let plan = Plan {
         process: Process::Core,
         executable: own,
-        identity: Identity::Own(OWN),
+        identity,
         layers: ground.layers(),
         root: ground.root(),
         proc: ground.as_fd(),
@@ -174,9 +202,17 @@ fn jailed(ground: &Ground, null: std::os::fd::BorrowedFd<'_>, own: std::os::fd::
 
 /// How a confined process ends that makes an attempt.
 fn attempt(name: &str) -> Result<Output, Failed> {
+    attempt_by(&mut Command::new("/proc/self/exe"), name)
+}
+
+/// The same of an ordinary user's process.
+fn attempt_by_a_user(name: &str) -> Result<Output, Failed> {
+    attempt_by(Command::new(COPY.get().unwrap()).uid(ORDINARY).gid(ORDINARY).current_dir("/"), name)
+}
+
+fn attempt_by(command: &mut Command, name: &str) -> Result<Output, Failed> {
     let image = tempfile::NamedTempFile::new()?;
     let mut stranger = Command::new("sleep").arg("1000").spawn()?;
-    let mut command = Command::new("/proc/self/exe");
     let output = command.arg(CONFINED).arg(name).arg(image.path()).arg(stranger.id().to_string()).output();
     let _ = stranger.kill();
     stranger.wait()?;
@@ -190,23 +226,45 @@ fn expect(name: &str, outcome: &str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Attempts at calls that no user's `ozone` may make, and the calls.
+const FORBIDDEN: [(&str, &str); 9] = [
+    ("make a file", "257 (openat)"),
+    ("socket", "41 (socket)"),
+    ("namespace", "272 (unshare)"),
+    ("enter a namespace", "308 (setns)"),
+    ("trace", "101 (ptrace)"),
+    ("signal by number", "62 (kill)"),
+    ("type on a terminal", "16 (ioctl)"),
+    ("executable memory", "9 (mmap)"),
+    ("execute", "59 (execve)"),
+];
+
+fn expect_end(name: &str, call: &str, output: &Output) {
+    let log = String::from_utf8_lossy(&output.stderr);
+    let line = format!("ozone: error forbidden system call {call}, architecture 0xc000003e\n");
+    assert!(output.status.signal() == Some(Signal::SIGSYS as i32) && log == line, "{name}: {output:?}");
+}
+
 fn forbidden_calls() -> Result<(), Failed> {
-    for (name, call) in [
-        ("make a file", "257 (openat)"),
-        ("socket", "41 (socket)"),
-        ("mount", "165 (mount)"),
-        ("namespace", "272 (unshare)"),
-        ("enter a namespace", "308 (setns)"),
-        ("trace", "101 (ptrace)"),
-        ("signal by number", "62 (kill)"),
-        ("type on a terminal", "16 (ioctl)"),
-        ("executable memory", "9 (mmap)"),
-    ] {
-        let output = attempt(name)?;
-        let log = String::from_utf8_lossy(&output.stderr);
-        let line = format!("ozone: error forbidden system call {call}, architecture 0xc000003e\n");
-        assert!(output.status.signal() == Some(Signal::SIGSYS as i32) && log == line, "{name}: {output:?}");
+    // An ordinary user's children make their own mounts, under the same filter.
+    for (name, call) in FORBIDDEN.into_iter().chain([("mount", "165 (mount)")]) {
+        expect_end(name, call, &attempt(name)?);
     }
+    Ok(())
+}
+
+fn of_a_user() -> Result<(), Failed> {
+    for (name, call) in FORBIDDEN {
+        expect_end(name, call, &attempt_by_a_user(name)?);
+    }
+    let output = attempt_by_a_user("x32")?;
+    assert!(output.status.signal() == Some(Signal::SIGSYS as i32) && output.stderr.is_empty(), "{output:?}");
+    Ok(())
+}
+
+fn jailing_by_a_user() -> Result<(), Failed> {
+    let output = attempt_by_a_user("jail a child")?;
+    assert!(output.status.success() && output.stdout == b"allowed", "{output:?}");
     Ok(())
 }
 

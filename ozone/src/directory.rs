@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod walk;
 
-/// What makes two names the same file.
+/// What makes two names the same file, for as long as someone has it open (inode(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileId {

@@ -7,12 +7,11 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 use protocol::{BlkSpec, ConsoleSpec, DeviceSpec, Fault, FaultKind, NetSpec};
@@ -308,11 +307,10 @@ pub fn trace_file(path: Option<&str>) -> Result<Option<File>, ResourceError> {
 
 /// Opens a kernel or an initial ramdisk. What is in it is for the jailed core to find out.
 fn open_image(path: &Given<std::path::PathBuf>) -> Result<OwnedFd, ResourceError> {
-    // Without O_NONBLOCK the open of a FIFO waits for a writer.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(&path.value);
     let wrong = |problem: String| ResourceError::input(path.argument.escape_debug(), problem);
-    let file = file.map_err(|error| wrong(said(&error)))?;
-    let metadata = file.metadata().map_err(|error| wrong(said(&error)))?;
+    // Looked at before it is opened: the open of a FIFO waits for a writer, that of a device can do anything.
+    let found = File::from(walk::hold(&path.value).map_err(|error| wrong(error.to_string()))?);
+    let metadata = found.metadata().map_err(|error| wrong(said(&error)))?;
     if metadata.is_dir() {
         return Err(wrong("is a directory, not a file".to_owned()));
     }
@@ -323,7 +321,7 @@ fn open_image(path: &Given<std::path::PathBuf>) -> Result<OwnedFd, ResourceError
     if metadata.len() == 0 {
         return Err(wrong("is empty".to_owned()));
     }
-    Ok(file.into())
+    reopen(&found, OFlag::O_RDONLY).map_err(|errno| wrong(errno.desc().to_owned()))
 }
 
 fn check_memory(spec: &VmSpec) -> Result<(), ResourceError> {

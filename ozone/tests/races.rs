@@ -1,9 +1,10 @@
-//! Another user swaps what stands in a directory that is theirs while root's `ozone` makes and removes things there.
+//! Another user swaps what stands in a directory that is theirs while root's `ozone` makes, removes and opens things there.
 //!
-//! Nothing outside of that directory may be made, removed or changed by it, whatever the other user puts into its way.
+//! Nothing outside of that directory may be made, removed, changed or opened by it, whatever the other user puts into its way.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -15,18 +16,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use caps::CapsHashSet;
 use libtest_mimic::{Arguments, Trial};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::socket::{SockFlag, SockType};
+use nix::sys::stat::{fstat, lstat};
 use nix::unistd::{Uid, write};
+use ozone::cli::{self, Parsed};
+use ozone::directory::FileId;
 use ozone::directory::walk::{self, Last};
 use ozone::gc;
+use ozone::jailer::host::Host;
+use ozone::jailer::source::{Source, Uses};
+use ozone::jailer::spec::{JailSpec, Seccomp};
 use ozone::journal::{Identity, Journal, Object};
 use ozone::resources::console::{self, Place};
-use ozone::resources::trace_file;
+use ozone::resources::status_file::StatusFile;
+use ozone::resources::{disk, trace_file};
 use ozone::runtime::Home;
 use ozone::socket;
 use ozone::spec::file::ConsoleFile;
+use ozone::spec::limits::Limits;
+use ozone::spec::{self, Given};
 
 /// The first argument of this executable when it is the other user.
 const SWAPPER: &str = "as-swapper";
@@ -65,7 +76,10 @@ fn main() -> ExitCode {
 }
 
 /// The names in the other user's directory that `ozone` is told to use.
-const NAMES: [&str; 4] = ["console", "log", "trace", "sub"];
+const NAMES: [&str; 7] = ["console", "log", "trace", "status", "disk", "source", "sub"];
+
+/// What an image is filled with, and more than a sector of it.
+const THEIRS: [u8; 1024] = [b'x'; 1024];
 
 /// Puts one thing after another in the place of each name, until standard input ends.
 fn swap(arena: &Path) {
@@ -116,9 +130,11 @@ fn put(decoy: &str, name: &str, number: u64) {
         ("sub", 3 | 4) => symlink("real", decoy),
         ("sub", _) => fs::create_dir(decoy),
         (_, 3) => symlink("real/deep/file", decoy),
-        (_, 4) => fs::write(decoy, "theirs"),
+        (_, 4) => fs::write(decoy, THEIRS),
         (_, 5) => UnixListener::bind(decoy).map(drop),
         (_, 6) => fs::create_dir(decoy),
+        // What they may give another name they may read and write.
+        ("disk" | "source", _) => symlink(outside.join("socket"), decoy),
         // Where the host permits it (fs.protected_hardlinks).
         _ => fs::hard_link(outside.join("canary"), decoy).or_else(|_| symlink(outside.join("socket"), decoy)),
     };
@@ -217,13 +233,16 @@ fn races() {
     fs::create_dir(&arena).unwrap();
     chown(&arena, Some(OTHER), Some(OTHER)).unwrap();
     fs::create_dir_all(outside.join("directory")).unwrap();
-    fs::write(outside.join("canary"), "sings").unwrap();
-    fs::set_permissions(outside.join("canary"), fs::Permissions::from_mode(0o644)).unwrap();
+    for name in ["canary", "disk", "source"] {
+        fs::write(outside.join(name), [b'y'; 1024]).unwrap();
+        fs::set_permissions(outside.join(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
     drop(UnixListener::bind(outside.join("socket")).unwrap());
     for name in ["console", "log", "trace"] {
         drop(UnixListener::bind(outside.join("directory").join(name)).unwrap());
     }
     let before = tree(&outside);
+    let canaries: Vec<FileId> = before.keys().map(|path| FileId::from(&lstat(path).unwrap())).collect();
     let beside = names(directory.path());
 
     let base = directory.path().join("runtime");
@@ -237,7 +256,7 @@ fn races() {
     };
     while !is_enough(&tally) {
         assert!(Instant::now() < deadline, "{rounds} rounds and {:?} swaps after {DEADLINE:?}", swapper.swaps);
-        round(&arena, &base, rounds, &mut tally);
+        round(&arena, &base, rounds, &canaries, &mut tally);
         if rounds.is_multiple_of(100) {
             assert_eq!(tree(&outside), before, "round {rounds}");
         }
@@ -254,7 +273,10 @@ fn races() {
     NAMES.iter().for_each(|name| clear(arena.join(name).to_str().unwrap()));
     let mut last = Tally::default();
     fs::create_dir(arena.join("sub")).unwrap();
-    round(&arena, &base, 0, &mut last);
+    for name in ["disk", "source", "sub/disk", "sub/source"] {
+        fs::write(arena.join(name), THEIRS).unwrap();
+    }
+    round(&arena, &base, 0, &canaries, &mut last);
     assert_eq!((last.refused, last.collected), (0, 1), "{last:?}");
 }
 
@@ -266,7 +288,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 /// Makes and removes what a machine makes by a path of its user's, and collects what a killed one has left.
-fn round(arena: &Path, base: &Path, number: u64, tally: &mut Tally) {
+fn round(arena: &Path, base: &Path, number: u64, canaries: &[FileId], tally: &mut Tally) {
     let (home, _) = Home::claim(base, Some("victim")).unwrap();
     let journal = home.journal();
     for place in [arena.to_owned(), arena.join("sub")] {
@@ -283,6 +305,11 @@ fn round(arena: &Path, base: &Path, number: u64, tally: &mut Tally) {
             let _ = trace.write_all(b"y");
         }
         tally.count(&trace);
+        tally.count(&status(&path("status")));
+        for opened in [disk(&path("disk")), source(place.join("source"))] {
+            assert!(opened.as_ref().is_none_or(|id| !canaries.contains(id)), "round {number} opened what is outside");
+            tally.count(&opened.ok_or(()));
+        }
     }
     if number.is_multiple_of(4) {
         let left = [arena.to_owned(), arena.join("sub")].iter().filter(|place| leave(place, &journal)).count();
@@ -290,6 +317,51 @@ fn round(arena: &Path, base: &Path, number: u64, tally: &mut Tally) {
         let report = gc::collect_below(base, &["victim".to_owned()]).unwrap();
         assert!(report.is_clean(), "{report:?}");
         tally.collected += u64::from(left > 0);
+    }
+}
+
+/// Makes a record of how a run ended.
+fn status(path: &str) -> Result<(), String> {
+    let argument = format!("--status-file {path}");
+    let file = StatusFile::open(&Given { value: path.into(), argument }).map_err(|error| error.to_string())?;
+    file.write(b"z").map_err(|error| error.to_string())
+}
+
+/// Opens a disk: which file it is.
+fn disk(path: &str) -> Option<FileId> {
+    let words = ["ozone", "run", "--kernel", "none", "--disk", &format!("path={path}")].map(OsString::from);
+    let Parsed::Command(command) = cli::parse(words) else { panic!("--disk {path}") };
+    let cli::Command::Run(options) = *command else { panic!("{command:?}") };
+    let images = disk::open_all(&spec::load(&options).unwrap()).ok()?;
+    Some(FileId::from(&fstat(&images[0]).unwrap()))
+}
+
+/// Finds what a program in a jail is to see: which file it is.
+fn source(path: PathBuf) -> Option<FileId> {
+    let source = Source { path, target: "/source".into(), uses: Uses::default(), argument: "--source".to_owned() };
+    let spec = JailSpec {
+        name: "victim".to_owned(),
+        program: "/proc/self/exe".into(),
+        target: "/program".into(),
+        uid: OTHER + 1,
+        gid: OTHER + 1,
+        sources: vec![source],
+        netns: None,
+        settings: Vec::new(),
+        place: Limits::default(),
+        capabilities: CapsHashSet::new(),
+        limits: Vec::new(),
+        environment: Vec::new(),
+        arguments: Vec::new(),
+        seccomp: Seccomp::None,
+        daemonize: false,
+    };
+    match Host::open(&spec, true) {
+        Ok(host) => Some(host.sources[0].id),
+        Err(error) => {
+            assert!(error.to_string().starts_with("--source: "), "{error}");
+            None
+        }
     }
 }
 

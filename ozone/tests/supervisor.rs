@@ -24,6 +24,8 @@ use protocol::{
     LinkError, ToBackend, ToCore,
 };
 
+#[path = "supervisor/links.rs"]
+mod links;
 #[path = "supervisor/log.rs"]
 mod log;
 #[path = "supervisor/record.rs"]
@@ -434,6 +436,8 @@ fn tests() -> ExitCode {
     add("each way of ending leaves its record", &kvm, record::endings);
     add("a record counts restarts and resets", &kvm, record::counts);
     add("a record is no way to another file", &kvm, record::planted);
+    add("the operator's links are followed", &kvm, links::operators);
+    add("another user's links are not followed", &all, links::of_others);
     add("an image is held against other machines", &kvm, held_image);
     add("bad input on the host is refused before any process starts", &kvm, bad_input);
     add("an executable that others may write is refused", &kvm, written_by_others);
@@ -494,7 +498,10 @@ impl Bench {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(self.path("ozone"));
-        command.current_dir(self.directory.path()).args(["run", "--kernel", "kernel"]).args(words);
+        command.current_dir(self.directory.path()).arg("run").args(words);
+        if !words.contains(&"--kernel") {
+            command.args(["--kernel", "kernel"]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

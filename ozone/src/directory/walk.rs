@@ -1,4 +1,4 @@
-//! From a path to the directory that it ends in, past symbolic links that nobody else has put there.
+//! From a path to what it names, or to the directory that it ends in, past symbolic links that nobody else has put there.
 //!
 //! What a path leads through may be another user's: a directory for sockets that a tenant may write, say. A symbolic link
 //! in such a directory is followed only if it is root's or this user's own. Any other could be swapped between two looks, and
@@ -67,6 +67,38 @@ pub struct Named {
 /// # Errors
 /// [`WalkError`].
 pub fn resolve(path: &Path, last: Last) -> Result<Named, WalkError> {
+    match end_of(path, last)? {
+        End::Name { named, .. } => Ok(named),
+        End::Directory(_) => Err(WalkError::Directory),
+    }
+}
+
+/// Holds what a path names, of whatever type, without opening it (open(2), O_PATH).
+///
+/// # Errors
+/// [`WalkError`].
+pub fn hold(path: &Path) -> Result<OwnedFd, WalkError> {
+    if path.as_os_str().is_empty() {
+        return Err(Errno::ENOENT.into());
+    }
+    match end_of(path, Last::Followed)? {
+        End::Directory(found) | End::Name { found: Some(found), .. } => Ok(found),
+        End::Name { named: Named { directory, name, is_magic: true }, .. } => {
+            Ok(open_path(&directory, &name, OFlag::empty())?)
+        }
+        End::Name { .. } => Err(Errno::ENOENT.into()),
+    }
+}
+
+/// Where a walk ends.
+enum End {
+    /// In a directory.
+    Directory(OwnedFd),
+    /// At a name, and what is there if that was looked at.
+    Name { named: Named, found: Option<OwnedFd> },
+}
+
+fn end_of(path: &Path, last: Last) -> Result<End, WalkError> {
     let mut walk = Walk { directory: start(path)?, left: Vec::new(), links: 0 };
     walk.push(path);
     while let Some(part) = walk.left.pop() {
@@ -76,27 +108,30 @@ pub fn resolve(path: &Path, last: Last) -> Result<Named, WalkError> {
             continue;
         }
         if is_last && last == Last::Itself {
-            return walk.end(part, false);
+            return Ok(walk.end(part, false, None));
         }
         let found = match open_path(&walk.directory, &part, OFlag::O_NOFOLLOW) {
-            Err(Errno::ENOENT) if is_last => return walk.end(part, false),
+            Err(Errno::ENOENT) if is_last => return Ok(walk.end(part, false, None)),
             found => found?,
         };
         let stat = fstat(&found)?;
         match kind(&stat) {
             SFlag::S_IFLNK if is_magic(&found) => {
                 if is_last {
-                    return walk.end(part, true);
+                    return Ok(walk.end(part, true, None));
                 }
                 walk.directory = open_path(&walk.directory, &part, OFlag::O_DIRECTORY)?;
             }
             SFlag::S_IFLNK => walk.follow(&found, &part, stat.st_uid)?,
-            SFlag::S_IFDIR => walk.directory = found,
-            _ if is_last => return walk.end(part, false),
+            // As a directory, or what is mounted there on demand would not be (open(2), O_PATH).
+            SFlag::S_IFDIR => {
+                walk.directory = open_path(&walk.directory, &part, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
+            }
+            _ if is_last => return Ok(walk.end(part, false, Some(found))),
             _ => return Err(Errno::ENOTDIR.into()),
         }
     }
-    Err(WalkError::Directory)
+    Ok(End::Directory(walk.directory))
 }
 
 /// Opens the file that a path names for writing, or makes it with this mode. It never changes the owner or mode of one that is
@@ -147,8 +182,8 @@ impl Walk {
         Ok(())
     }
 
-    fn end(self, name: OsString, is_magic: bool) -> Result<Named, WalkError> {
-        Ok(Named { directory: held(self.directory), name, is_magic })
+    fn end(self, name: OsString, is_magic: bool, found: Option<OwnedFd>) -> End {
+        End::Name { named: Named { directory: held(self.directory), name, is_magic }, found }
     }
 }
 
@@ -158,7 +193,7 @@ fn start(path: &Path) -> Result<OwnedFd, Errno> {
     open(from, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-fn open_path(directory: &OwnedFd, name: &OsStr, flags: OFlag) -> Result<OwnedFd, Errno> {
+fn open_path(directory: impl AsFd, name: &OsStr, flags: OFlag) -> Result<OwnedFd, Errno> {
     openat(directory, name, flags | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
 }
 
@@ -223,9 +258,33 @@ mod tests {
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
         let refused = WalkError::ForeignLink { path: shared.join("link"), owner: 65534 };
         assert_eq!(place(&shared.join("link/x"), Last::Itself), Err(refused.clone()));
-        assert_eq!(place(&shared.join("link"), Last::Followed), Err(refused));
+        assert_eq!(place(&shared.join("link"), Last::Followed), Err(refused.clone()));
+        for path in ["link", "link/x"] {
+            assert_eq!(hold(&shared.join(path)).map(drop), Err(refused.clone()), "{path}");
+        }
         lchown(shared.join("link"), Some(0), None).unwrap();
         assert!(place(&shared.join("link/x"), Last::Itself).is_ok(), "it is root's own");
+    }
+
+    #[test]
+    fn whatever_a_path_names_is_held() {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir(base.path().join("real")).unwrap();
+        fs::write(base.path().join("real/file"), "").unwrap();
+        symlink("real/file", base.path().join("file")).unwrap();
+        symlink("real", base.path().join("directory")).unwrap();
+        symlink("nothing", base.path().join("dangling")).unwrap();
+        let open = fs::File::open(base.path().join("file")).unwrap();
+        let magic = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+        for path in [base.path().join("file"), base.path().join("directory"), magic, "/".into(), "..".into()] {
+            let found = fstat(hold(&path).unwrap()).map(|stat| (stat.st_dev, stat.st_ino));
+            let expected = nix::sys::stat::stat(&path).map(|stat| (stat.st_dev, stat.st_ino));
+            assert_eq!(found, expected, "{path:?}");
+        }
+        for path in [base.path().join("dangling"), base.path().join("none"), "".into()] {
+            assert_eq!(hold(&path).map(drop), Err(Errno::ENOENT.into()), "{path:?}");
+        }
+        assert_eq!(hold(&base.path().join("file/x")).map(drop), Err(Errno::ENOTDIR.into()));
     }
 
     #[test]

@@ -15,11 +15,14 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 use protocol::{Fault, FaultKind};
 use seccompiler::{BpfProgram, TargetArch};
 
-use super::root::{FileId, is_directory};
+use super::root::is_directory;
 use super::source::Source;
 use super::spec::{JailSpec, Seccomp};
 use super::sys;
+use crate::directory::FileId;
+use crate::directory::walk::{self, WalkError};
 use crate::report;
+use crate::resources::{reopen, said};
 
 /// The largest file of `--seccomp` in bytes.
 const FILTER_MAX: u64 = 1 << 20;
@@ -34,12 +37,12 @@ const HEADERS_MAX: u16 = 128;
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// Something cannot be opened.
-    #[error("{argument}: {}", .errno.desc())]
+    #[error("{argument}: {error}")]
     Open {
         /// The argument.
         argument: String,
-        /// What the system says.
-        errno: Errno,
+        /// What is wrong with its path, or what the system says.
+        error: WalkError,
     },
     /// Something is not what it has to be.
     #[error("{argument}: {problem}")]
@@ -114,7 +117,7 @@ impl Host {
             Seccomp::File(path) => vec![filter_of(path)?],
         };
         let own = |path: &str, flags| {
-            let failed = |errno| HostError::Open { argument: path.to_owned(), errno };
+            let failed = |errno: Errno| HostError::Open { argument: path.to_owned(), error: errno.into() };
             open(path, flags | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)
         };
         let (null, proc) = (own("/dev/null", OFlag::O_RDWR)?, own("/proc", OFlag::O_PATH | OFlag::O_DIRECTORY)?);
@@ -164,9 +167,9 @@ impl User<'_> {
 }
 
 fn opened(path: &Path, argument: &str) -> Result<(OwnedFd, FileStat), HostError> {
-    let failed = |errno| HostError::Open { argument: argument.to_owned(), errno };
-    let held = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
-    let stat = fstat(&held).map_err(failed)?;
+    let failed = |error| HostError::Open { argument: argument.to_owned(), error };
+    let held = walk::hold(path).map_err(failed)?;
+    let stat = fstat(&held).map_err(|errno| failed(errno.into()))?;
     Ok((held, stat))
 }
 
@@ -209,10 +212,10 @@ impl Program {
 
 fn network_namespace(path: &Path) -> Result<Rc<OwnedFd>, HostError> {
     let argument = format!("--netns {}", path.to_string_lossy().escape_debug());
+    let failed = |error| HostError::Open { argument: argument.clone(), error };
     // Not to be hung by a pipe.
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let namespace =
-        open(path, flags, Mode::empty()).map_err(|errno| HostError::Open { argument: argument.clone(), errno })?;
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let namespace = reopen(walk::hold(path).map_err(failed)?, flags).map_err(|errno| failed(errno.into()))?;
     if !sys::is_network_namespace(std::os::fd::AsFd::as_fd(&namespace)) {
         let problem = "it is no network namespace, as 'ip netns add' makes them in /run/netns".to_owned();
         return Err(HostError::Unfit { argument, problem });
@@ -228,7 +231,9 @@ fn filter_of(path: &Path) -> Result<BpfProgram, HostError> {
         let mut text = Vec::new();
         file.take(FILTER_MAX).read_to_end(&mut text).map(|_| text)
     };
-    let text = File::open(path).and_then(read).map_err(|error| unfit(crate::resources::said(&error)))?;
+    let found = walk::hold(path).map_err(|error| unfit(error.to_string()))?;
+    let file = reopen(found, OFlag::O_RDONLY).map_err(|errno| unfit(errno.desc().to_owned()))?;
+    let text = read(file.into()).map_err(|error| unfit(said(&error)))?;
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| unfit(error.to_string()))?;
     let filters = seccompiler::compile_from_json(text.as_slice(), arch).map_err(|error| unfit(error.to_string()))?;
     let mut filters = filters.into_values();

@@ -15,21 +15,9 @@ use nix::unistd;
 
 use super::source::Uses;
 use super::sys;
+use crate::directory::FileId;
 use crate::jail::steps::Special;
 use crate::jail::{mount_over_root, tmpfs};
-
-/// Which file something is, for as long as someone has it open (inode(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileId {
-    device: libc::dev_t,
-    inode: libc::ino_t,
-}
-
-impl From<&FileStat> for FileId {
-    fn from(stat: &FileStat) -> Self {
-        Self { device: stat.st_dev, inode: stat.st_ino }
-    }
-}
 
 /// Whether it is a directory.
 pub fn is_directory(stat: &FileStat) -> bool {

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 /// One directory, file or device of the host in the jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Its path on the host, from the root. Symbolic links in it are followed: it is the operator's.
+    /// Its path on the host, from the root. The operator's symbolic links in it are followed ([`crate::directory::walk`]).
     pub path: PathBuf,
     /// Its path in the jail, from the root: plain names.
     pub target: PathBuf,

@@ -6,12 +6,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
 
 use super::{ResourceError, reopen, said};
+use crate::directory::walk;
 use crate::spec::{Device, DeviceConfig, Disk, VmSpec};
 
 /// How long another holder of the owner's lock may take to let go: a machine that has just been killed is about to.
@@ -68,8 +68,7 @@ pub fn open_all(spec: &VmSpec) -> Result<Vec<Image>, ResourceError> {
 
 fn open_path(disk: &Disk, argument: &str) -> Result<(OwnedFd, Identity), ResourceError> {
     let wrong = |problem: &str| ResourceError::input(argument, problem);
-    let path =
-        open(&disk.path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| wrong(errno.desc()))?;
+    let path = walk::hold(&disk.path).map_err(|error| wrong(&error.to_string()))?;
     let metadata = path.try_clone().and_then(|path| File::from(path).metadata());
     let metadata = metadata.map_err(|error| wrong(&said(&error)))?;
     let kind = metadata.file_type();
@@ -195,5 +194,44 @@ impl Fresh {
 impl AsFd for Image {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.path.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+    use std::path::Path;
+
+    fn opened(path: &Path) -> Result<Identity, String> {
+        let disk = Disk { path: path.to_owned(), read_only: false, direct: false, queues: 1 };
+        open_path(&disk, "--disk root").map(|(_, identity)| identity).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_link_of_another_user_is_no_disk() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (image, theirs) = (base.path().join("image"), base.path().join("theirs"));
+        fs::write(&image, [0; 512]).unwrap();
+        fs::create_dir(&theirs).unwrap();
+        symlink("../image", theirs.join("link")).unwrap();
+        symlink("theirs/link", base.path().join("operators")).unwrap();
+        let (link, operators) = (theirs.join("link"), base.path().join("operators"));
+        assert_eq!(opened(&link), opened(&image), "the operator's own");
+        assert_eq!(opened(&operators), opened(&image));
+        fs::set_permissions(&theirs, Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(opened(&link), opened(&image), "also where others write");
+        lchown(&link, Some(65534), None).unwrap();
+        for path in [&link, &operators] {
+            let error = opened(path).unwrap_err();
+            assert!(
+                error.starts_with("--disk root: /") && error.contains("link is a symbolic link of user 65534"),
+                "{error}"
+            );
+        }
     }
 }

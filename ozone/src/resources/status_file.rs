@@ -1,21 +1,23 @@
 //! The file of `--status-file`: written beside its name and put there whole, at the end of the run.
 //!
-//! Everything that needs a path is done at the start: the directory is held by a descriptor, and so is the new file, which has
+//! Everything that needs a path is done at the start: the directory is held by a descriptor, found as [`walk`] finds it, and so is the new file, which has
 //! no name where the file system can do that (open(2), O_TMPFILE). So a run that is killed leaves nothing. What has the name is
 //! replaced, never followed or written to: a symbolic link too, whoever planted it.
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, SFlag, fstatat};
-use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag};
+use nix::unistd::linkat;
 
 use super::{ResourceError, said};
+use crate::directory::walk::{self, Last, Named};
+use crate::directory::{Directory, kind};
 use crate::landlock::{Domain, Right};
 use crate::spec::Given;
 
@@ -25,7 +27,7 @@ const ATTEMPTS: usize = 8;
 /// A file that has not got its name yet.
 #[derive(Debug)]
 pub struct StatusFile {
-    directory: OwnedFd,
+    directory: Directory,
     name: PathBuf,
     argument: String,
     file: File,
@@ -41,15 +43,10 @@ impl StatusFile {
     pub fn open(path: &Given<PathBuf>) -> Result<Self, ResourceError> {
         let wrong = |problem: &str| ResourceError::input(path.argument.escape_debug(), problem);
         let name = path.value.file_name().map(PathBuf::from).ok_or_else(|| wrong("is not the name of a file"))?;
-        let parent = path.value.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // The operator's own links on the way are the operator's.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(parent, flags, Mode::empty()).map_err(|errno| wrong(errno.desc()))?;
-        match fstatat(&directory, &name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR => {
-                return Err(wrong("is a directory"));
-            }
-            _ => {}
+        let Named { directory, .. } =
+            walk::resolve(&path.value, Last::Itself).map_err(|error| wrong(&error.to_string()))?;
+        if directory.look(&name).is_ok_and(|found| kind(&found) == SFlag::S_IFDIR) {
+            return Err(wrong("is a directory"));
         }
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
@@ -103,7 +100,7 @@ impl StatusFile {
 impl Drop for StatusFile {
     fn drop(&mut self) {
         if let Some(beside) = &self.beside {
-            let _ = unlinkat(&self.directory, beside.as_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = self.directory.unlink(beside);
         }
     }
 }

@@ -92,27 +92,29 @@ fn recorded(options: &Options) -> Ending {
     ending
 }
 
-/// The machine that the options describe, once it is known how its lines look and where its record goes.
+/// The machine that the options describe, once it is known how its lines look.
 fn described(options: &Options, recorder: &mut Recorder) -> Result<VmSpec, Fault> {
     let spec = spec::load(options).inspect_err(|_| {
-        // A description that cannot be used has an end as well.
-        let file = spec::status_file_of(options).and_then(|path| StatusFile::open(&path).ok());
+        // A description that cannot be used has an end as well, unless a machine of its name is still to have one.
+        let free = spec::name_of(options).is_ok_and(|name| name.is_none_or(|name| runtime::is_free(&name)));
+        let file = spec::status_file_of(options).filter(|_| free).and_then(|path| StatusFile::open(&path).ok());
         recorder.keep(options.name.as_deref(), file);
     })?;
     report::begin(spec.log_format);
     report::name(spec.name.as_deref());
-    let file = spec.status_file.as_ref().map(StatusFile::open).transpose()?;
-    recorder.keep(spec.name.as_deref(), file);
     Ok(spec)
 }
 
-/// The machine, from the opening of its resources until nothing of it is left.
+/// The machine, from the claim of its name until nothing of it is left.
 fn run(options: &Options, spec: &VmSpec, recorder: &mut Recorder) -> Result<Ending, Fault> {
-    let trace = Trace::new(resources::trace_file(options.boot_trace.as_deref())?);
-    trace.done(recorder.started(), &"resolve the machine");
+    let resolved = protocol::trace::now();
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
-    let notify = Notify::from_environment()?;
     let home = home(spec)?;
+    // The files of a machine are its own only from here on: until then they can be those of one that runs.
+    recorder.keep(spec.name.as_deref(), spec.status_file.as_ref().map(StatusFile::open).transpose()?);
+    let trace = Trace::new(resources::trace_file(options.boot_trace.as_deref())?);
+    trace.resolved(recorder.started(), resolved);
+    let notify = Notify::from_environment()?;
     let journal = home.as_ref().map_or_else(Journal::none, Home::journal);
     let server = home.as_ref().filter(|_| spec.name.is_some()).map(Server::open).transpose()?;
     let start = trace.now();

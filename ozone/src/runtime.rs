@@ -80,6 +80,11 @@ pub fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.len() <= 64 && name.chars().all(allowed)
 }
 
+/// Whether no machine of this user's has this name, as it seems at the moment.
+pub fn is_free(name: &str) -> bool {
+    !is_name(name) || directory().is_none_or(|base| Home::is_free(&base, name))
+}
+
 /// Whether a machine's own directory can have this name.
 pub fn is_directory_name(name: &str) -> bool {
     is_name(name.strip_prefix('_').unwrap_or(name))
@@ -244,6 +249,15 @@ impl Home {
         }
     }
 
+    /// Whether nobody has this name. What cannot be told is no.
+    fn is_free(base: &Path, name: &str) -> bool {
+        match Self::enter(base, name, false) {
+            // Nothing in it has been looked at, and nothing is removed.
+            Ok(found) => found.map(|mut home| home.closed = true).is_some(),
+            Err(error) => error.is_missing(),
+        }
+    }
+
     fn is_alive(base: &Path, name: &str) -> bool {
         let machine = Base::open(base).ok().flatten().and_then(|base| {
             let machines = private(&base.directory, OsStr::new(MACHINES), false).ok()?;
@@ -375,6 +389,7 @@ mod tests {
         let (first, _) = Home::claim(&base, Some("web1")).unwrap();
         assert!(matches!(Home::claim(&base, Some("web1")), Err(RuntimeError::Taken(_))));
         assert!(Home::leftover(&base, "web1").unwrap().is_none(), "it runs");
+        assert!(!Home::is_free(&base, "web1") && Home::is_free(&base, "web2"));
         let (unnamed, _) = Home::claim(&base, None).unwrap();
         let (namesake, _) = Home::claim(&base, None).unwrap();
         let pid = std::process::id();
@@ -391,12 +406,13 @@ mod tests {
         let (home, _) = Home::claim(&base, Some("web1")).unwrap();
         let _entry = home.journal().record(Object::Control).unwrap();
         drop(home);
+        assert!(Home::is_free(&base, "web1"), "nobody has it");
         let (home, leftovers) = Home::claim(&base, Some("web1")).unwrap();
         let [leftover] = <[Leftover; 1]>::try_from(leftovers).unwrap();
         leftover.undo(home.directory()).unwrap();
         drop(home);
         assert!(!base.exists());
-        assert!(Home::leftover(&base, "web1").unwrap().is_none());
+        assert!(Home::leftover(&base, "web1").unwrap().is_none() && Home::is_free(&base, "web1"));
     }
 
     #[test]
@@ -416,7 +432,10 @@ mod tests {
     fn a_directory_open_to_others_is_refused() {
         let (parent, base) = base();
         fs::DirBuilder::new().mode(0o755).create(&base).unwrap();
-        let refused = || matches!(Home::claim(&base, Some("web1")), Err(RuntimeError::Shared(path)) if path == base);
+        let refused = || {
+            let claim = Home::claim(&base, Some("web1"));
+            !Home::is_free(&base, "web1") && matches!(claim, Err(RuntimeError::Shared(path)) if path == base)
+        };
         assert!(refused());
         fs::remove_dir(&base).unwrap();
         fs::DirBuilder::new().mode(0o700).create(parent.path().join("other")).unwrap();

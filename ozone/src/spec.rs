@@ -237,6 +237,17 @@ pub fn status_file_of(options: &Options) -> Option<Given<PathBuf>> {
     Some(Given { value: path_of(path, &argument).ok()?, argument })
 }
 
+/// The machine's name, whatever else the options and their file say; it need not be one that a machine can have.
+///
+/// # Errors
+/// [`SpecError`] when the file cannot be read.
+pub fn name_of(options: &Options) -> Result<Option<String>, SpecError> {
+    match (&options.name, &options.spec) {
+        (None, Some(path)) => Ok(read_file(path)?.name),
+        (name, _) => Ok(name.clone()),
+    }
+}
+
 impl RawSpec {
     fn gather(options: &Options) -> Result<Self, SpecError> {
         let file = options.spec.as_deref().map_or_else(|| Ok(SpecFile::default()), read_file)?;

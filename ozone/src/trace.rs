@@ -53,6 +53,12 @@ impl Trace {
         self.step(Pid::this(), what, start, self.now());
     }
 
+    /// `ozone` knew from `end` on which machine it is to run, and has claimed its name since.
+    pub fn resolved(&self, start: u64, end: u64) {
+        self.step(Pid::this(), &"resolve the machine", start, end);
+        self.done(end, &"claim the name");
+    }
+
     /// The process `pid` did `what`.
     pub fn step(&self, pid: Pid, what: &dyn Display, start: u64, end: u64) {
         let micro = |time: u64| time as f64 / 1000.0;

@@ -436,6 +436,7 @@ fn tests() -> ExitCode {
     add("each way of ending leaves its record", &kvm, record::endings);
     add("a record counts restarts and resets", &kvm, record::counts);
     add("a record is no way to another file", &kvm, record::planted);
+    add("a name that is taken leaves the other's record", &all, record::taken);
     add("the operator's links are followed", &kvm, links::operators);
     add("another user's links are not followed", &all, links::of_others);
     add("an image is held against other machines", &kvm, held_image);

@@ -105,6 +105,47 @@ pub fn counts() -> Result<(), Failed> {
     Ok(())
 }
 
+/// A start that does not get its name writes to no file of the machine that has it.
+pub fn taken() -> Result<(), Failed> {
+    let bench = Bench::new("wait");
+    let name = unique(&bench);
+    let words = [&STATUS[..], &["--name", &name, "--boot-trace", "trace.json"]].concat();
+    fs::write(bench.path("status.json"), "earlier")?;
+    fs::write(bench.path("web1.json"), json!({ "version": 1, "name": name, "memory": { "size": "0" } }).to_string())?;
+    fs::write(bench.path("broken.json"), "{")?;
+    let first = bench.start(&words);
+    first.children(2);
+    fs::write(bench.path("trace.json"), "not yet")?;
+    let of_file = |file| [&STATUS[..], &["--spec", file]].concat();
+    for (words, problem) in [
+        (words.clone(), "a machine of this name is running"),
+        ([&words[..], &["--memory", "0"]].concat(), "--memory 0"),
+        (of_file("web1.json"), "memory"),
+        // Whose it is cannot be told.
+        (of_file("broken.json"), "broken.json"),
+    ] {
+        let (code, lines) = bench.run(&words);
+        assert!(code == 2 && lines.last().unwrap().contains(problem), "{lines:?}");
+        assert_eq!(fs::read_to_string(bench.path("status.json"))?, "earlier", "{words:?}");
+        assert_eq!(fs::read_to_string(bench.path("trace.json"))?, "not yet", "{words:?}");
+    }
+    let pid = first.pid();
+    kill(pid, Signal::SIGTERM)?;
+    assert_eq!(first.end().0, 143);
+    assert_eq!((&record(&bench)["cause"], &record(&bench)["pid"]), (&json!("signal"), &json!(pid.as_raw())));
+    // When nobody has the name, a start that fails is the last that there was of it.
+    for words in [
+        of_file("web1.json"),
+        [&words[..], &["--memory", "0"]].concat(),
+        [&words[..], &["--disk", "path=none"]].concat(),
+    ] {
+        fs::remove_file(bench.path("status.json"))?;
+        assert_eq!(bench.run(&words).0, 2, "{words:?}");
+        assert_eq!(record(&bench)["cause"], "input-error", "{words:?}");
+    }
+    Ok(())
+}
+
 /// Whatever has the name is replaced; nothing that it leads to is touched.
 pub fn planted() -> Result<(), Failed> {
     let bench = Bench::new("power-off");

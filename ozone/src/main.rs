@@ -86,7 +86,9 @@ fn recorded(options: &Options) -> Ending {
     let mut recorder = Recorder::begin();
     // What is wrong with the description is said in the form that was asked for, too.
     report::begin(options.log_format.as_deref().and_then(|word| policy::word(word).ok()).unwrap_or_default());
-    let outcome = described(options, &mut recorder).and_then(|spec| run(options, &spec, &mut recorder));
+    // Its name is the machine's until the record is in its place: the next of that name comes after it.
+    let mut home = None;
+    let outcome = described(options, &mut recorder).and_then(|spec| run(options, &spec, &mut home, &mut recorder));
     let ending = outcome.unwrap_or_else(Ending::Fault);
     recorder.end(&ending);
     ending
@@ -97,7 +99,9 @@ fn described(options: &Options, recorder: &mut Recorder) -> Result<VmSpec, Fault
     let spec = spec::load(options).inspect_err(|_| {
         // A description that cannot be used has an end as well, unless a machine of its name is still to have one.
         let free = spec::name_of(options).is_ok_and(|name| name.is_none_or(|name| runtime::is_free(&name)));
-        let file = spec::status_file_of(options).filter(|_| free).and_then(|path| StatusFile::open(&path).ok());
+        let file = spec::status_file_of(options)
+            .filter(|_| free)
+            .and_then(|path| StatusFile::open(&path, &Journal::none()).ok());
         recorder.keep(options.name.as_deref(), file);
     })?;
     report::begin(spec.log_format);
@@ -105,18 +109,20 @@ fn described(options: &Options, recorder: &mut Recorder) -> Result<VmSpec, Fault
     Ok(spec)
 }
 
-/// The machine, from the claim of its name until nothing of it is left.
-fn run(options: &Options, spec: &VmSpec, recorder: &mut Recorder) -> Result<Ending, Fault> {
+/// The machine, from the claim of its name until nothing of it is left but its own directory.
+fn run(options: &Options, spec: &VmSpec, home: &mut Option<Home>, recorder: &mut Recorder) -> Result<Ending, Fault> {
     let resolved = protocol::trace::now();
     let signals = Signals::take().map_err(|errno| Fault::host(format!("signalfd: {errno}")))?;
-    let home = home(spec)?;
+    *home = claim(spec)?;
+    let home = home.as_ref();
+    let journal = home.map_or_else(Journal::none, Home::journal);
     // The files of a machine are its own only from here on: until then they can be those of one that runs.
-    recorder.keep(spec.name.as_deref(), spec.status_file.as_ref().map(StatusFile::open).transpose()?);
+    let file = spec.status_file.as_ref().map(|path| StatusFile::open(path, &journal)).transpose()?;
+    recorder.keep(spec.name.as_deref(), file);
     let trace = Trace::new(resources::trace_file(options.boot_trace.as_deref())?);
     trace.resolved(recorder.started(), resolved);
     let notify = Notify::from_environment()?;
-    let journal = home.as_ref().map_or_else(Journal::none, Home::journal);
-    let server = home.as_ref().filter(|_| spec.name.is_some()).map(Server::open).transpose()?;
+    let server = home.filter(|_| spec.name.is_some()).map(Server::open).transpose()?;
     let start = trace.now();
     let resources = Resources::open(spec, &journal)?;
     trace.done(start, &"open resources");
@@ -145,7 +151,7 @@ fn run(options: &Options, spec: &VmSpec, recorder: &mut Recorder) -> Result<Endi
         recorder.allow(domain)?;
         uids.allow(domain)?;
         cgroups.allow(domain)?;
-        home.as_ref().map_or(Ok(()), |home| home.allow(domain))
+        home.map_or(Ok(()), |home| home.allow(domain))
     })?;
     trace.done(start, &"confine ozone");
     let tallies = Tallies::new(spec.devices.len());
@@ -220,7 +226,7 @@ fn launch(setting: Setting<'_>, recorder: &mut Recorder) -> Result<Ending, Endin
 }
 
 /// The machine's own directory, if its user has a place for that. What a killed machine of the same name left is undone.
-fn home(spec: &VmSpec) -> Result<Option<Home>, Fault> {
+fn claim(spec: &VmSpec) -> Result<Option<Home>, Fault> {
     let Some(base) = runtime::directory() else { return Ok(None) };
     let (home, leftovers) = Home::claim(&base, spec.name.as_deref())?;
     gc::undo_before_start(&home, leftovers);

@@ -305,7 +305,7 @@ fn round(arena: &Path, base: &Path, number: u64, canaries: &[FileId], tally: &mu
             let _ = trace.write_all(b"y");
         }
         tally.count(&trace);
-        tally.count(&status(&path("status")));
+        tally.count(&status(&path("status"), &journal));
         for opened in [disk(&path("disk")), source(place.join("source"))] {
             assert!(opened.as_ref().is_none_or(|id| !canaries.contains(id)), "round {number} opened what is outside");
             tally.count(&opened.ok_or(()));
@@ -321,9 +321,10 @@ fn round(arena: &Path, base: &Path, number: u64, canaries: &[FileId], tally: &mu
 }
 
 /// Makes a record of how a run ended.
-fn status(path: &str) -> Result<(), String> {
+fn status(path: &str, journal: &Journal) -> Result<(), String> {
     let argument = format!("--status-file {path}");
-    let file = StatusFile::open(&Given { value: path.into(), argument }).map_err(|error| error.to_string())?;
+    let given = Given { value: path.into(), argument };
+    let file = StatusFile::open(&given, journal).map_err(|error| error.to_string())?;
     file.write(b"z").map_err(|error| error.to_string())
 }
 

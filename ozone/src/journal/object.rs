@@ -23,6 +23,15 @@ pub enum Object {
         /// The socket's name in it.
         name: String,
     },
+    /// A file that is to get its name by a rename, under the one that it has until then.
+    Unnamed {
+        /// The directory's path, without symbolic links.
+        directory: PathBuf,
+        /// Which directory that was.
+        id: FileId,
+        /// The file's name in it, which nobody can have foreseen.
+        name: String,
+    },
     /// The control group for all machines that have no better place: removed by the last one in it.
     CommonCgroup {
         /// Its path below the root of the hierarchy.
@@ -90,6 +99,7 @@ impl Object {
         match (self, identity) {
             (Self::Control, _) => "its control socket".to_owned(),
             (Self::Socket { directory, name, .. }, _) => format!("socket {}", directory.join(name).display()),
+            (Self::Unnamed { directory, name, .. }, _) => format!("file {}", directory.join(name).display()),
             (Self::CommonCgroup { path } | Self::Cgroup { path }, _) => format!("cgroup {}", group(path)),
             (Self::Controllers { path }, _) => format!("controllers of cgroup {}", group(path)),
             (Self::Tap, Some(Identity::Interface { name, .. })) => format!("tap {name}"),

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use nix::sys::stat::SFlag;
+use nix::unistd::geteuid;
 
 use super::{Identity, Object};
 use crate::cgroup::{self, CgroupError};
 use crate::control::server;
-use crate::directory::{Directory, FileId};
+use crate::directory::{Directory, FileId, kind};
 use crate::socket;
 
 /// How long what goes with the descriptors of a killed process may take.
@@ -60,6 +62,7 @@ pub(super) fn undo(object: &Object, identity: Option<&Identity>, own: &Directory
             Ok(if removed { Undone::Removed } else { Undone::Gone })
         }
         Object::Socket { directory, id: parent, name } => undo_socket(directory, *parent, OsStr::new(name), id),
+        Object::Unnamed { directory, id: parent, name } => undo_unnamed(directory, *parent, OsStr::new(name), id),
         Object::CommonCgroup { path } => Ok(cgroup::undo_common(path)),
         Object::Cgroup { path } => Ok(cgroup::undo(path, id)?),
         Object::Controllers { path } => Ok(cgroup::undo_controllers(path)),
@@ -71,16 +74,50 @@ pub(super) fn undo(object: &Object, identity: Option<&Identity>, own: &Directory
     }
 }
 
+/// The directory that was at this path, if it is there still.
+fn find(path: &Path, id: FileId) -> Result<Result<Directory, Undone>, Errno> {
+    match Directory::without_links(path) {
+        Ok(directory) if directory.id() == Ok(id) => Ok(Ok(directory)),
+        Ok(_) | Err(Errno::ELOOP | Errno::ENOTDIR) => {
+            Ok(Err(Undone::Replaced(format!("{} is not the directory that it was", path.display()))))
+        }
+        Err(Errno::ENOENT) => Ok(Err(Undone::Gone)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Removes a file that has not got its name. One that was not yet written down is this user's, and there is nothing in it.
+fn undo_unnamed(path: &Path, parent: FileId, name: &OsStr, id: Option<FileId>) -> Result<Undone, UndoError> {
+    let file = path.join(name);
+    let failed = |errno| UndoError::File { path: file.clone(), errno };
+    let directory = match find(path, parent).map_err(failed)? {
+        Ok(directory) => directory,
+        Err(undone) => return Ok(undone),
+    };
+    let found = match directory.look(name) {
+        Err(Errno::ENOENT) => return Ok(Undone::Gone),
+        found => found.map_err(failed)?,
+    };
+    let is_it = match id {
+        Some(id) => FileId::from(&found) == id,
+        None => found.st_uid == geteuid().as_raw() && found.st_size == 0,
+    };
+    if kind(&found) != SFlag::S_IFREG || !is_it {
+        return Ok(Undone::Replaced(format!("{} is not the file that it was", file.display())));
+    }
+    match directory.unlink(name) {
+        Ok(()) => Ok(Undone::Removed),
+        Err(Errno::ENOENT) => Ok(Undone::Gone),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
 fn undo_socket(path: &Path, parent: FileId, name: &OsStr, id: Option<FileId>) -> Result<Undone, UndoError> {
     let socket = path.join(name);
     let failed = |errno| UndoError::File { path: socket.clone(), errno };
-    let directory = match Directory::without_links(path) {
-        Ok(directory) if directory.id() == Ok(parent) => directory,
-        Ok(_) | Err(Errno::ELOOP | Errno::ENOTDIR) => {
-            return Ok(Undone::Replaced(format!("{} is not the directory that it was", path.display())));
-        }
-        Err(Errno::ENOENT) => return Ok(Undone::Gone),
-        Err(errno) => return Err(failed(errno)),
+    let directory = match find(path, parent).map_err(failed)? {
+        Ok(directory) => directory,
+        Err(undone) => return Ok(undone),
     };
     match directory.look(name) {
         Err(Errno::ENOENT) => return Ok(Undone::Gone),
@@ -186,6 +223,35 @@ mod tests {
         fs::remove_dir_all(&made.path).unwrap();
         symlink("moved", &made.path).unwrap();
         assert!(replaced(None));
+    }
+
+    #[test]
+    fn a_file_without_its_name_goes_and_no_other() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().canonicalize().unwrap();
+        let (directory, name) = (Directory::at(&path).unwrap(), OsStr::new(".status.json.0"));
+        let undo = |id| undo_unnamed(&path, directory.id().unwrap(), name, id).unwrap();
+        assert_eq!(undo(None), Undone::Gone);
+        let made = |text: &str| {
+            // Beside it, so that the inode is another one.
+            fs::write(path.join("other"), text).unwrap();
+            fs::rename(path.join("other"), path.join(name)).unwrap();
+            FileId::from(&directory.look(name).unwrap())
+        };
+        let id = made("half");
+        assert_eq!((undo(Some(id)), undo(Some(id))), (Undone::Removed, Undone::Gone));
+        made("");
+        assert_eq!(undo(None), Undone::Removed);
+        let id = made("half");
+        made("mine");
+        assert!(matches!((undo(Some(id)), undo(None)), (Undone::Replaced(_), Undone::Replaced(_))));
+        assert_eq!(fs::read_to_string(path.join(name)).unwrap(), "mine");
+        fs::remove_file(path.join(name)).unwrap();
+        symlink("elsewhere", path.join(name)).unwrap();
+        assert!(matches!((undo(Some(id)), undo(None)), (Undone::Replaced(_), Undone::Replaced(_))));
+        let elsewhere = tempfile::tempdir().unwrap();
+        let parent = Directory::at(elsewhere.path()).unwrap().id().unwrap();
+        assert!(matches!(undo_unnamed(&path, parent, name, None).unwrap(), Undone::Replaced(_)));
     }
 
     #[test]

@@ -332,31 +332,30 @@ pub fn is_there(path: &Path) -> bool {
     Directory::root(Path::new(MOUNT)).is_ok_and(|root| root.is_unified() && root.open(path).is_ok())
 }
 
-/// Removes a group that a killed `ozone jail` left, with all that is in it. `path` is as it was recorded; that it is gone
-/// already is no error.
+/// Removes a group that a killed `ozone jail` left, with all that is in it; whether it was there. `path` is as it was recorded.
 ///
 /// # Errors
 /// [`CgroupError`] when it stays.
-pub fn remove_left(path: &Path) -> Result<(), CgroupError> {
+pub fn remove_left(path: &Path) -> Result<bool, CgroupError> {
     let (Some(parent_path), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Ok(());
+        return Ok(false);
     };
     let root = Directory::root(Path::new(MOUNT)).map_err(|_| CgroupError::Unsupported)?;
     let opened = root.open(parent_path).and_then(|parent| Ok((parent.open(Path::new(name))?, parent)));
-    let (group, parent) = match opened {
-        Ok(opened) => opened,
-        Err(Errno::ENOENT) => return Ok(()),
+    let was_there = match opened {
+        Ok((group, parent)) if group.claim(&parent, name) => {
+            clear(&parent, &group, name, Instant::now() + KILL_PATIENCE)?;
+            true
+        }
+        Ok(_) => return Err(CgroupError::Taken(root.path().join(path))),
+        Err(Errno::ENOENT) => false,
         Err(errno) => return Err(file("open", root.path().join(path), errno)),
     };
-    if !group.claim(&parent, name) {
-        return Err(CgroupError::Taken(root.path().join(path)));
-    }
-    clear(&parent, &group, name, Instant::now() + KILL_PATIENCE)?;
     if parent_path == Path::new(COMMON) {
-        // Not when another one is in it.
+        // It may have been made, or be left, without the group. Not when another one is in it.
         let _ = root.remove(COMMON);
     }
-    Ok(())
+    Ok(was_there)
 }
 
 /// An error, and the argument that it is about if there is one in particular.

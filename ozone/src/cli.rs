@@ -60,10 +60,10 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Undo what killed machines have left on this host: cgroups, sockets, directories. Machines that run are left alone
+    /// Undo what killed machines and jails have left on this host: cgroups, sockets, directories. What runs is left alone
     #[command(after_help = GC)]
     Gc {
-        /// Machines, as --name calls them; every one of this user if none is given
+        /// Machines and jails, as --name calls them; every one of this user if none is given
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// As JSON
@@ -100,8 +100,8 @@ Example: ozone gc web1 --json
 
 Each thing that is removed is a line on standard output, each that is not one on standard error with the reason. What has
 taken the place of something, a file of yours at the path of a socket, stays. The exit code is 0 if nothing is left, 1 if
-something could not be removed, 2 if a machine that is named runs, and 3 if the directory of the machines cannot be read. It
-may be run at any time and again; 'ozone run' does the same for a machine of its own name.";
+something could not be removed, 2 if a machine or jail that is named runs, and 3 if the directory of the machines or of the jails
+cannot be read. It may be run at any time and again; 'ozone run' and 'ozone jail' do the same for one of their own name.";
 
 /// The machine, as options. What an option says goes before what the file of --spec says.
 #[derive(Debug, Default, Args)]

@@ -1,4 +1,4 @@
-//! `ozone gc`: undoes what killed machines have left. A start with the same name does so for its own.
+//! `ozone gc`: undoes what killed machines, and jails of `ozone jail`, have left. A start with the same name does so for its own.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,6 +7,7 @@ use protocol::Fault;
 use serde::Serialize;
 
 use crate::directory::Directory;
+use crate::jailer::record::{self, State};
 use crate::journal::{Leftover, Undone};
 use crate::report::{self, harmless};
 use crate::runtime::{self, Base, Home, RuntimeError};
@@ -17,16 +18,18 @@ use crate::uids;
 #[serde(rename_all = "kebab-case")]
 pub struct Report {
     /// The machines that were found.
-    pub machines: Vec<Machine>,
+    pub machines: Vec<Found>,
+    /// The jails that were found.
+    pub jails: Vec<Found>,
     /// What was of no machine and is removed.
     pub removed: Vec<String>,
 }
 
-/// What came of one machine.
+/// What came of one machine or jail.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Machine {
-    /// Its name, or an underscore and its process id.
+pub struct Found {
+    /// Its name; of a machine without one an underscore and its process id.
     pub name: String,
     /// Whether it runs, and nothing was touched.
     pub running: bool,
@@ -48,25 +51,21 @@ pub struct Left {
     pub reason: String,
 }
 
-/// Undoes what killed machines of this user have left: those of these names, or all.
+/// Undoes what killed machines and jails of this user have left: those of these names, or all.
 ///
 /// # Errors
-/// An input fault for a name that is none, or that of a machine that runs; a host fault if nothing can be read.
+/// An input fault for a name that is none; a host fault if nothing can be read.
 pub fn collect(names: &[String]) -> Result<Report, Fault> {
     let Some(base) = runtime::directory() else {
-        return Err(Fault::input("XDG_RUNTIME_DIR is not set, so no machine can be found"));
+        return Err(Fault::input("XDG_RUNTIME_DIR is not set, so no machine and no jail can be found"));
     };
     if let Some(name) = names.iter().find(|name| !runtime::is_directory_name(name)) {
         return Err(Fault::input(format!("machine '{}': no machine can have this name", name.escape_debug())));
     }
-    let report = collect_below(&base, names)?;
-    match report.machines.iter().find(|machine| machine.running && names.contains(&machine.name)) {
-        Some(machine) => Err(Fault::input(format!("machine '{}': it is running; end it first", machine.name))),
-        None => Ok(report),
-    }
+    Ok(collect_below(&base, names)?)
 }
 
-/// The same for the machines below `base`.
+/// The same for the machines and jails below `base`.
 ///
 /// # Errors
 /// [`RuntimeError`].
@@ -83,6 +82,12 @@ pub fn collect_below(base: &Path, names: &[String]) -> Result<Report, RuntimeErr
             report.machines.push(machine(base, machines.as_ref(), name));
         }
     }
+    for name in opened.jails()? {
+        let name = name.to_string_lossy().into_owned();
+        if names.is_empty() || names.contains(&name) {
+            report.jails.push(jail(base, name));
+        }
+    }
     if uids::sweep(&opened)? {
         report.removed.push(format!("file {}", opened.directory().path_of(uids::FILE).display()));
     }
@@ -91,15 +96,15 @@ pub fn collect_below(base: &Path, names: &[String]) -> Result<Report, RuntimeErr
     Ok(report)
 }
 
-fn machine(base: &Path, machines: Option<&Directory>, name: String) -> Machine {
-    let mut machine = Machine { name, ..Machine::default() };
+fn machine(base: &Path, machines: Option<&Directory>, name: String) -> Found {
+    let mut machine = Found { name, ..Found::default() };
     let path = runtime::machine_path(base, &machine.name).display().to_string();
     if !runtime::is_directory_name(&machine.name) {
         machine.leave(format!("file {path}"), "no machine can have this name: it is not ozone's".to_owned());
         return machine;
     }
     let leave =
-        |machine: &mut Machine, error: RuntimeError| machine.leave(format!("directory {path}"), error.to_string());
+        |machine: &mut Found, error: RuntimeError| machine.leave(format!("directory {path}"), error.to_string());
     match Home::leftover(base, &machine.name) {
         Ok(Some((home, leftovers))) => {
             machine.undo(&home, leftovers);
@@ -116,9 +121,25 @@ fn machine(base: &Path, machines: Option<&Directory>, name: String) -> Machine {
     machine
 }
 
+fn jail(base: &Path, name: String) -> Found {
+    let mut jail = Found { name, ..Found::default() };
+    let path = base.join(runtime::JAILS).join(&jail.name).display().to_string();
+    if !runtime::is_name(&jail.name) {
+        jail.leave(format!("file {path}"), "no jail can have this name: it is not ozone's".to_owned());
+        return jail;
+    }
+    match record::undo(base, &jail.name) {
+        Ok(State::Running) => jail.running = true,
+        Ok(State::Gone) => {}
+        Ok(State::Removed(removed)) => jail.removed = removed.iter().map(|object| harmless(object)).collect(),
+        Err(error) => jail.leave(format!("directory {path}"), error.to_string()),
+    }
+    jail
+}
+
 /// Undoes what a killed machine of the same name has left, at a start. What cannot be undone stays in the journal.
 pub fn undo_before_start(home: &Home, leftovers: Vec<Leftover>) {
-    let mut machine = Machine::default();
+    let mut machine = Found::default();
     machine.undo(home, leftovers);
     if !machine.removed.is_empty() {
         let count = machine.removed.len();
@@ -129,7 +150,7 @@ pub fn undo_before_start(home: &Home, leftovers: Vec<Leftover>) {
     }
 }
 
-impl Machine {
+impl Found {
     /// Undoes in the reverse order of making.
     fn undo(&mut self, home: &Home, leftovers: Vec<Leftover>) {
         for leftover in leftovers.into_iter().rev() {
@@ -154,20 +175,39 @@ impl Machine {
 }
 
 impl Report {
+    /// All that was found, each with what it is.
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Found)> {
+        let machines = self.machines.iter().map(|machine| ("machine", machine));
+        machines.chain(self.jails.iter().map(|jail| ("jail", jail)))
+    }
+
+    /// All that was found, each as it is called in a line: a machine by its name alone.
+    fn called(&self) -> impl Iterator<Item = (String, &Found)> {
+        self.all().map(|(kind, found)| {
+            let name = harmless(&found.name);
+            (if kind == "jail" { format!("jail {name}") } else { name }, found)
+        })
+    }
+
+    /// An input fault if one of these names is that of a machine or jail that runs.
+    pub fn refusal(&self, names: &[String]) -> Option<Fault> {
+        let (kind, found) = self.all().find(|(_, found)| found.running && names.contains(&found.name))?;
+        Some(Fault::input(format!("{kind} '{}': it is running; end it first", found.name)))
+    }
+
     /// Whether nothing is left that should not be.
     pub fn is_clean(&self) -> bool {
-        self.machines.iter().all(|machine| machine.left.is_empty())
+        self.all().all(|(_, found)| found.left.is_empty())
     }
 
     /// What was removed and what stays, a line each.
     pub fn lines(&self) -> String {
         let mut text = String::new();
-        for machine in &self.machines {
-            let name = harmless(&machine.name);
-            for object in &machine.removed {
+        for (name, found) in self.called() {
+            for object in &found.removed {
                 let _ = writeln!(text, "{name}: removed {object}");
             }
-            for what in &machine.stays {
+            for what in &found.stays {
                 let _ = writeln!(text, "{name}: {what}; it stays");
             }
         }
@@ -179,9 +219,9 @@ impl Report {
 
     /// Says what could not be removed; in JSON it is in the report.
     pub fn tell(&self, is_json: bool) {
-        for machine in self.machines.iter().filter(|_| !is_json) {
-            for Left { object, reason } in &machine.left {
-                report::say(&format!("{}: {object} is not removed: {reason}", harmless(&machine.name)));
+        for (name, found) in self.called().filter(|_| !is_json) {
+            for Left { object, reason } in &found.left {
+                report::say(&format!("{name}: {object} is not removed: {reason}"));
             }
         }
     }

@@ -338,8 +338,8 @@ impl Journal {
 impl Entry {
     /// Writes down which one it has become.
     pub fn made(&self, identity: Identity) {
-        let Some(book) = &self.journal.0 else { return };
         point(format_args!("made {}", identity));
+        let Some(book) = &self.journal.0 else { return };
         // Without it the object is still known by its name.
         let _ = self.journal.write(&Line::Made { number: self.number, identity: identity.clone() });
         if let Some((_, known)) = book.standing.borrow_mut().get_mut(&self.number) {
@@ -350,7 +350,7 @@ impl Entry {
 
     /// Strikes it out: it is gone, or was never made.
     pub fn undone(self) {
-        let Some(book) = &self.journal.0 else { return };
+        let Some(book) = &self.journal.0 else { return point(format_args!("gone, and in no journal")) };
         let gone = book.standing.borrow_mut().remove(&self.number);
         point(format_args!("gone: {}", gone.map_or_else(String::new, |(object, _)| object.describe(None))));
         // Without it the object is looked for once more, and not found.

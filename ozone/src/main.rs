@@ -69,7 +69,12 @@ fn main() -> ExitCode {
             Ok(report) => {
                 report.tell(json);
                 let printed = if json { print_json(&report) } else { print(&report.lines()) };
-                if report.is_clean() || printed != ExitCode::SUCCESS { printed } else { ExitCode::from(exit::BROKEN) }
+                match report.refusal(&names) {
+                    // What is removed all the same has been told.
+                    Some(fault) => end(&Ending::Fault(fault)),
+                    None if report.is_clean() || printed != ExitCode::SUCCESS => printed,
+                    None => ExitCode::from(exit::BROKEN),
+                }
             }
             Err(fault) => end(&Ending::Fault(fault)),
         },

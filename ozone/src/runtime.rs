@@ -21,6 +21,9 @@ use crate::landlock::{Domain, Right};
 /// The directory of the machines in that of ozone.
 const MACHINES: &str = "machines";
 
+/// The directory of the jails of `ozone jail` in that of ozone.
+pub const JAILS: &str = "jails";
+
 /// How long the last machine of the same name may take to let go.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -50,7 +53,8 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
-    fn is_missing(&self) -> bool {
+    /// Whether it is about a directory that is not there.
+    pub fn is_missing(&self) -> bool {
         matches!(self, Self::File { errno: Errno::ENOENT, .. })
     }
 }
@@ -143,17 +147,29 @@ impl Base {
     /// # Errors
     /// [`RuntimeError`].
     pub fn machines(&self) -> Result<Option<(Directory, Vec<OsString>)>, RuntimeError> {
-        let machines = match private(&self.directory, OsStr::new(MACHINES), false) {
-            Ok(machines) => machines,
+        self.listed(MACHINES)
+    }
+
+    /// The names in that of the jails; none if it is not there.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub fn jails(&self) -> Result<Vec<OsString>, RuntimeError> {
+        Ok(self.listed(JAILS)?.map_or_else(Vec::new, |(_, names)| names))
+    }
+
+    fn listed(&self, name: &str) -> Result<Option<(Directory, Vec<OsString>)>, RuntimeError> {
+        let directory = match private(&self.directory, OsStr::new(name), false) {
+            Ok(directory) => directory,
             Err(error) if error.is_missing() => return Ok(None),
             Err(error) => return Err(error),
         };
         let failed = |error: io::Error| RuntimeError::File {
-            path: machines.path().to_owned(),
+            path: directory.path().to_owned(),
             errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
         };
-        let names = machines.list().map_err(failed)?;
-        Ok(Some((machines, names)))
+        let names = directory.list().map_err(failed)?;
+        Ok(Some((directory, names)))
     }
 
     /// It is removed at the end, with what is in it, if nobody else uses it.
@@ -166,10 +182,12 @@ impl Base {
         domain.allow(&self.parent, Right::RemoveDir)
     }
 
-    /// Removes it with that of the machines, as far as nothing else is in them.
+    /// Removes it with those of the machines and of the jails, as far as nothing else is in them.
     pub fn remove(&self) {
-        let _ = self.directory.remove(MACHINES);
-        point(format_args!("the machines' directory removed"));
+        for name in [MACHINES, JAILS] {
+            let _ = self.directory.remove(name);
+            point(format_args!("the directory of the {name} removed"));
+        }
         let _ = self.parent.remove(&self.name);
     }
 }
@@ -364,7 +382,7 @@ impl Drop for Home {
 }
 
 /// Whether a process is there that has not ended (proc(5), /proc/PID/stat).
-fn runs(pid: u32) -> bool {
+pub fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| !matches!(state, 'Z' | 'X'))

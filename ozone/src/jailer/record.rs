@@ -19,13 +19,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::directory::Directory;
-use crate::runtime::{self, Base, RuntimeError};
+use crate::journal::{Object, point};
+use crate::runtime::{self, Base, JAILS, RuntimeError};
 
 /// How long the last jail of the same name may take to let go.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The directory of all jails, in that of `ozone`.
-const JAILS: &str = "jails";
 
 /// What there is to undo.
 const UNDO: &str = "undo.json";
@@ -77,6 +75,16 @@ pub enum RecordError {
     Cgroup(#[from] cgroup::CgroupError),
 }
 
+impl RecordError {
+    fn is_missing(&self) -> bool {
+        match self {
+            Self::File { errno, .. } => *errno == Errno::ENOENT,
+            Self::Runtime(error) => error.is_missing(),
+            _ => false,
+        }
+    }
+}
+
 impl From<RecordError> for Fault {
     fn from(error: RecordError) -> Self {
         match error {
@@ -104,6 +112,7 @@ pub struct Record {
     name: String,
     /// The control group, once it may be there.
     cgroup: RefCell<Option<PathBuf>>,
+    closed: bool,
 }
 
 impl Record {
@@ -117,14 +126,21 @@ impl Record {
     }
 
     fn open_in(base: &Path, name: &str) -> Result<Self, RecordError> {
-        let (base, jails, own) = hold(base, name)?;
-        let undo = read(&own)?;
-        if let Some(path) = undo.cgroup {
-            cgroup::remove_left(&path)?;
+        Self::of(hold(base, name)?, name).map(|(record, _)| record)
+    }
+
+    /// The record in a directory that is locked, once what it says is undone; and what that was.
+    fn of((base, jails, own): Place, name: &str) -> Result<(Self, Vec<String>), RecordError> {
+        point(format_args!("the jail's lock taken"));
+        let mut removed = Vec::new();
+        if let Some(path) = read(&own)?.cgroup
+            && cgroup::remove_left(&path)?
+        {
+            removed.push(Object::Cgroup { path }.describe(None));
         }
-        let record = Self { base, jails, own, name: name.to_owned(), cgroup: RefCell::default() };
+        let record = Self { base, jails, own, name: name.to_owned(), cgroup: RefCell::default(), closed: false };
         record.forget();
-        Ok(record)
+        Ok((record, removed))
     }
 
     /// Writes down a control group that is about to be made.
@@ -152,7 +168,23 @@ impl Record {
     fn forget(&self) {
         for name in [UNFINISHED, PID, UNDO] {
             let _ = self.own.unlink(name);
+            point(format_args!("{name} forgotten"));
         }
+    }
+
+    /// Removes it, if nothing of what it says is there any more; whether it did.
+    fn remove(&mut self) -> Result<bool, RecordError> {
+        // Whoever removed the group has said why it stays; the record does too.
+        if self.closed || self.cgroup.borrow().as_deref().is_some_and(cgroup::is_there) {
+            return Ok(false);
+        }
+        self.closed = true;
+        self.forget();
+        let failed = |errno| RecordError::File { operation: "remove", path: self.own.path().to_owned(), errno };
+        self.jails.remove(&self.name).map_err(failed)?;
+        point(format_args!("the jail's directory removed"));
+        self.base.remove();
+        Ok(true)
     }
 
     fn write(&self, name: &'static str, text: &str) -> Result<(), RecordError> {
@@ -161,32 +193,35 @@ impl Record {
         let _ = self.own.unlink(UNFINISHED);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         let file = self.own.file(OsStr::new(UNFINISHED), flags, Mode::S_IRUSR | Mode::S_IWUSR);
-        let written = file.map_err(failed)?.write_all(text.as_bytes());
+        let mut file = file.map_err(failed)?;
+        point(format_args!("{name} begun"));
+        let written = file.write_all(text.as_bytes());
         written.map_err(|error| failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))?;
-        renameat(&self.own, UNFINISHED, &self.own, name).map_err(failed)
+        point(format_args!("{name} written, under another name"));
+        renameat(&self.own, UNFINISHED, &self.own, name).map_err(failed)?;
+        point(format_args!("{name} written"));
+        Ok(())
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if self.cgroup.borrow().as_deref().is_some_and(cgroup::is_there) {
-            // Whoever removed it has said why it stays; the record does too.
-            return;
-        }
-        self.forget();
-        // That of the jail, of all jails, and of ozone: each as long as nothing else is in it.
-        let _ = self.jails.remove(&self.name);
-        let _ = self.base.directory().remove(JAILS);
-        self.base.remove();
+        let _ = self.remove();
     }
 }
 
-/// A directory of ozone's own in another, made if it is not there. Nothing is mounted on it.
-fn private(parent: &Directory, name: &str) -> Result<Directory, RecordError> {
+/// The directory of ozone, that of all jails in it, and that of one jail.
+type Place = (Base, Directory, Directory);
+
+/// A directory of ozone's own in another, made if it is not there and `make` says so. Nothing is mounted on it.
+fn private(parent: &Directory, name: &str, make: bool) -> Result<Directory, RecordError> {
     let failed = |errno| RecordError::File { operation: "open", path: parent.path_of(name), errno };
-    match parent.make(name, Mode::S_IRWXU) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(failed(errno)),
+    if make {
+        match parent.make(name, Mode::S_IRWXU) {
+            Ok(()) => point(format_args!("{} made", parent.path_of(name).display())),
+            Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
     }
     match parent.open(Path::new(name)) {
         Ok(directory) if directory.is_private().map_err(failed)? => Ok(directory),
@@ -195,27 +230,26 @@ fn private(parent: &Directory, name: &str) -> Result<Directory, RecordError> {
     }
 }
 
+fn find(path: &Path, name: &str, make: bool) -> Result<Place, RecordError> {
+    let missing = || RecordError::File { operation: "open", path: path.to_owned(), errno: Errno::ENOENT };
+    let base = if make { Base::make(path)? } else { Base::open(path)?.ok_or_else(missing)? };
+    let jails = private(base.directory(), JAILS, make)?;
+    let own = private(&jails, name, make)?;
+    Ok((base, jails, own))
+}
+
 /// Makes the directory of a jail and takes its lock (flock(2)), which ends with `ozone`, however that ends.
-fn hold(path: &Path, name: &str) -> Result<(Base, Directory, Directory), RecordError> {
+fn hold(path: &Path, name: &str) -> Result<Place, RecordError> {
     let deadline = Instant::now() + PATIENCE;
-    let find = || {
-        let base = Base::make(path)?;
-        let jails = private(base.directory(), JAILS)?;
-        let own = private(&jails, name)?;
-        Ok((base, jails, own))
-    };
     loop {
-        match find() {
+        match find(path, name, true) {
             // The last one may have removed it between the open and the lock.
             Ok((base, jails, own)) if own.claim(&jails, name) => return Ok((base, jails, own)),
             Ok(_) if Instant::now() >= deadline => return Err(RecordError::Taken(name.to_owned())),
             // Polled: nothing tells of a lock that is given back.
             Ok(_) => std::thread::sleep(Duration::from_millis(10)),
             // Another one has removed a directory that it was the last to use.
-            Err(
-                RecordError::File { errno: Errno::ENOENT, .. }
-                | RecordError::Runtime(RuntimeError::File { errno: Errno::ENOENT, .. }),
-            ) if Instant::now() < deadline => {}
+            Err(error) if error.is_missing() && Instant::now() < deadline => {}
             Err(error) => return Err(error),
         }
     }
@@ -247,6 +281,54 @@ fn read(own: &Directory) -> Result<Undo, RecordError> {
 /// [`RecordError`]; a jail that runs is left alone.
 pub fn clean(name: &str) -> Result<(), RecordError> {
     Record::open(name).map(drop)
+}
+
+/// What became of a jail.
+#[derive(Debug, PartialEq, Eq)]
+pub enum State {
+    /// It runs.
+    Running,
+    /// There is none of the name.
+    Gone,
+    /// It was killed, and what it left is removed: this.
+    Removed(Vec<String>),
+}
+
+/// Undoes what a killed `ozone jail` of this name left in the directory of ozone at `base`, and makes nothing for that.
+///
+/// # Errors
+/// [`RecordError`] when something of it stays.
+pub fn undo(base: &Path, name: &str) -> Result<State, RecordError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (base, jails, own) = match find(base, name, false) {
+            Ok(place) => place,
+            Err(error) if error.is_missing() => return Ok(State::Gone),
+            Err(error) => return Err(error),
+        };
+        if own.claim(&jails, name) {
+            let path = own.path().display().to_string();
+            let (mut record, mut removed) = Record::of((base, jails, own), name)?;
+            if record.remove()? {
+                removed.push(format!("directory {path}"));
+            }
+            return Ok(State::Removed(removed));
+        }
+        // The lock of one that was killed may still be on its way out with a child that it had just cloned.
+        if first_process(&own).is_some_and(runtime::runs) || Instant::now() >= deadline {
+            return Ok(State::Running);
+        }
+        // Polled: nothing tells of a lock that is given back.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The first process of a jail, if it has come as far.
+fn first_process(own: &Directory) -> Option<u32> {
+    let mut text = String::new();
+    let file = own.file(OsStr::new(PID), OFlag::O_RDONLY, Mode::empty()).ok()?;
+    file.take(RECORD_MAX).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 #[cfg(test)]

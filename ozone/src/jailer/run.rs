@@ -24,6 +24,7 @@ use super::sys;
 use crate::cgroup::Cgroups;
 use crate::confine;
 use crate::jail::{self, Birth, JailError, Jailed};
+use crate::journal::point;
 use crate::report;
 use crate::supervisor::Signals;
 
@@ -115,6 +116,7 @@ fn supervise(spec: &JailSpec, host: &Host) -> Result<Outcome, Fault> {
     let cgroups = Cgroups::make_for_program(&spec.name, &spec.place, spec.settings.clone(), |path| {
         record.note_cgroup(path).map_err(Fault::from)
     })?;
+    point(format_args!("the control group made"));
     let ready = if spec.daemonize {
         match go_to_background()? {
             // Now: in a group that is left to ozone there may be nobody else when controllers are enabled in it.
@@ -132,10 +134,12 @@ fn supervise(spec: &JailSpec, host: &Host) -> Result<Outcome, Fault> {
     let mut jailed = bear(spec, host, &cgroups, their_ending)?;
     record.note_pid(jailed.pid())?;
     confine::keep(&KEPT)?;
+    point(format_args!("the program runs, and ozone is confined"));
     if let Some(ready) = ready {
         detach(host, ready, jailed.pid())?;
     }
     let status = wait(&mut jailed, &signals);
+    point(format_args!("the program has ended"));
     let outcome = match (ended(ending), status) {
         (Some(status), _) => Outcome::of(&spec.name, status),
         // The first process was killed from outside, by the kernel for want of memory or by someone's hand.
@@ -197,7 +201,12 @@ fn bear(spec: &JailSpec, host: &Host, cgroups: &Cgroups, ending: OwnedFd) -> Res
         steps: steps::list(spec, host, descriptors, root),
         trace: false,
     };
-    jail::bear(birth).and_then(|entering| entering.wait(STEPS_PATIENCE)).map_err(|error| match error {
+    let born = jail::bear(birth).and_then(|entering| {
+        point(format_args!("the jail's first process cloned"));
+        entering.wait(STEPS_PATIENCE)
+    });
+    point(format_args!("the program runs, or cannot"));
+    born.map_err(|error| match error {
         JailError::Step { ref step, .. } if step.starts_with("execute ") => Fault::input(error.to_string()),
         error => Fault::host(error.to_string()),
     })

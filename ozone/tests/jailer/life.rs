@@ -20,7 +20,8 @@ pub const TESTS: &[Test] = &[
     ("--daemonize returns when the program runs, and someone cleans up", true, daemonize),
     ("--daemonize that fails says why", true, daemonize_fails),
     ("everything ends with a killed ozone, and --clean-resource removes the rest", true, killed),
-    ("--clean-resource removes nothing through a mount", true, covered),
+    ("gc removes what a killed ozone left of a jail, and no jail that runs", true, collected),
+    ("--clean-resource and gc remove nothing through a mount", true, covered),
     ("the next jail of a name takes over what a killed one left", true, taken_over),
     ("ozone itself keeps little", true, ozone_itself),
 ];
@@ -106,12 +107,7 @@ fn daemonize_fails() -> Result<(), Failed> {
 
 fn killed() -> Result<(), Failed> {
     let place = Place::new();
-    let mut running = place.waiting(&[], &[])?;
-    running.ozone.kill()?;
-    running.ends()?;
-    until("the end of the jail's processes", || {
-        (!is_alive(running.first) && !is_alive(running.program)).then_some(())
-    })?;
+    place.waiting(&[], &[])?.kill()?;
     assert!(place.record().exists());
     for _ in 0..2 {
         let output = place.ozone(&["--clean-resource", "--name", place.name()]).output()?;
@@ -121,6 +117,43 @@ fn killed() -> Result<(), Failed> {
     // With all that the jail was started with, as other jailers want it.
     assert!(place.jail(&["--clean-resource"], &[]).output()?.status.success());
     Ok(())
+}
+
+fn collected() -> Result<(), Failed> {
+    // By their names only: those of other tests are in the same directory.
+    let (place, other) = (Place::new(), Place::new());
+    let running = other.waiting(&[], &[])?;
+    place.waiting(&[], &[])?.kill()?;
+    let record = place.record();
+    assert!(record.exists());
+    let removed = format!("jail {}: removed directory {}\n", place.name(), record.display());
+    assert_eq!(place.gc(&[place.name()])?, removed);
+    place.nothing_left()?;
+    assert_eq!(place.gc(&[place.name()])?, "", "there is nothing left");
+
+    // A name that is asked for and runs is refused; what is removed besides is told.
+    place.waiting(&[], &[])?.kill()?;
+    let output = place.command(&["gc", other.name(), place.name()]).output()?;
+    refused(&output, 2, &[&format!("jail '{}': it is running", other.name())])?;
+    assert_eq!(text(&output.stdout), removed);
+    place.nothing_left()?;
+    assert!(is_alive(running.program) && other.record().join("pid").exists());
+
+    // What cannot be removed is told with the reason, as often as it is tried.
+    place.waiting(&[], &[])?.kill()?;
+    fs::write(record.join("of-the-user"), "")?;
+    for _ in 0..2 {
+        let output = place.command(&["gc", "--json", place.name()]).output()?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(output.status.code(), Some(1), "{report}");
+        let jail = &report["jails"][0];
+        assert!(jail["name"] == place.name() && jail["running"] == false, "{report}");
+        assert!(jail["left"][0]["reason"].as_str().is_some_and(|it| it.contains("Directory not empty")), "{report}");
+    }
+    refused(&place.command(&["gc", place.name()]).output()?, 1, &["jail ", "is not removed", "Directory not empty"])?;
+    fs::remove_file(record.join("of-the-user"))?;
+    place.gc(&[place.name()])?;
+    place.nothing_left()
 }
 
 fn covered() -> Result<(), Failed> {
@@ -139,6 +172,7 @@ fn covered() -> Result<(), Failed> {
         refused(&output, 3, &["something is mounted on it", "nothing was removed"])?;
         assert_eq!(fs::read_dir(&precious)?.count(), 4);
         refused(&place.jail(&[], &["nothing"]).output()?, 3, &["something is mounted on it"])?;
+        refused(&place.command(&["gc", place.name()]).output()?, 1, &["is not removed", "something is mounted on it"])?;
         umount2(&place.record(), MntFlags::MNT_DETACH)?;
         assert_eq!(fs::read_dir(&precious)?.count(), 4);
         assert!(place.ozone(&["--clean-resource", "--name", place.name()]).output()?.status.success());

@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("an ordinary user's sources are read-only", false, sources),
     ("what takes root is refused to an ordinary user with the reason", false, refusals),
     ("an ordinary user's jail ends and is removed as any", false, ends),
+    ("an ordinary user's gc removes all that killed jails left, and nothing that runs", false, collected),
 ];
 
 fn user() -> u32 {
@@ -73,6 +74,25 @@ fn refusals() -> Result<(), Failed> {
     refused(&place.ozone(&words).output()?, 2, &["could change itself", "chmod a-w"])?;
     let output = place.jail(&[], &["nothing"]).env_remove("XDG_RUNTIME_DIR").output()?;
     refused(&output, 3, &["XDG_RUNTIME_DIR is not set"])
+}
+
+fn collected() -> Result<(), Failed> {
+    let place = Place::of_ordinary_user();
+    place.waiting(&[], &[])?.kill()?;
+    assert!(place.record().exists());
+    let said = place.gc(&[])?;
+    assert!(said.starts_with(&format!("jail {}: removed ", place.name())), "{said}");
+    for _ in 0..2 {
+        assert_eq!(fs::read_dir(place.path("runtime"))?.count(), 0);
+        assert_eq!(place.gc(&[])?, "");
+    }
+    let mut running = place.waiting(&[], &[])?;
+    assert_eq!(place.gc(&[])?, "");
+    let pid = fs::read_to_string(place.record().join("pid"))?;
+    assert_eq!(pid, format!("{}\n", running.first));
+    running.signal(Signal::SIGTERM)?;
+    assert_eq!(running.ends()?.code(), Some(128 + 15));
+    Ok(())
 }
 
 fn ends() -> Result<(), Failed> {

@@ -103,9 +103,24 @@ impl Place {
 
     /// `ozone jail` with these words alone.
     pub fn ozone(&self, words: &[&str]) -> Command {
+        self.command(&[&["jail"], words].concat())
+    }
+
+    /// What `ozone gc` removes, which is called with these words and leaves nothing.
+    pub fn gc(&self, words: &[&str]) -> Result<String, Failed> {
+        let output = self.command(&[&["gc"], words].concat()).output()?;
+        if output.status.success() && output.stderr.is_empty() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(format!("gc {words:?}: {}: {}{}", output.status, text(&output.stdout), text(&output.stderr)).into())
+        }
+    }
+
+    /// `ozone` with these words alone.
+    pub fn command(&self, words: &[&str]) -> Command {
         let ozone = self.user.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ozone")), |_| self.path("ozone"));
         let mut command = Command::new(ozone);
-        command.arg("jail").args(words);
+        command.args(words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(user) = self.user {
             command.env("XDG_RUNTIME_DIR", self.path("runtime"));
@@ -226,6 +241,13 @@ pub struct Running {
 }
 
 impl Running {
+    /// Kills `ozone` with SIGKILL and waits until nothing runs any more.
+    pub fn kill(&mut self) -> Result<(), Failed> {
+        self.ozone.kill()?;
+        self.ends()?;
+        until("the end of the jail's processes", || (!is_alive(self.first) && !is_alive(self.program)).then_some(()))
+    }
+
     fn start(command: &mut Command, record: PathBuf) -> Result<Self, Failed> {
         let mut ozone = command.stdin(Stdio::piped()).spawn()?;
         let input = ozone.stdin.take().unwrap().into();

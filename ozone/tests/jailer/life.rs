@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     ("--daemonize that fails says why", true, daemonize_fails),
     ("everything ends with a killed ozone, and --clean-resource removes the rest", true, killed),
     ("gc removes what a killed ozone left of a jail, and no jail that runs", true, collected),
+    #[cfg(feature = "crash-points")]
+    ("gc and --clean-resource undo what a kill at each step leaves", false, each_step),
     ("--clean-resource and gc remove nothing through a mount", true, covered),
     ("the next jail of a name takes over what a killed one left", true, taken_over),
     ("ozone itself keeps little", true, ozone_itself),
@@ -154,6 +156,43 @@ fn collected() -> Result<(), Failed> {
     fs::remove_file(record.join("of-the-user"))?;
     place.gc(&[place.name()])?;
     place.nothing_left()
+}
+
+/// An `ozone` with the feature `crash-points` kills itself at the n-th step, until one comes to its end.
+#[cfg(feature = "crash-points")]
+fn each_step() -> Result<(), Failed> {
+    use std::os::unix::process::ExitStatusExt;
+
+    let place = Place::of_ordinary_user();
+    let mut points = Vec::new();
+    for step in 1..1000 {
+        let run = || place.jail(&[], &["nothing"]).env("OZONE_CRASH_POINT", step.to_string()).output();
+        let output = run()?;
+        if output.status.success() {
+            break;
+        }
+        let errors = text(&output.stderr);
+        let point = errors.lines().find_map(|line| line.split_once("crash point: ")).ok_or(errors.clone())?.1;
+        assert_eq!(output.status.signal(), Some(9), "{errors}");
+        for _ in 0..2 {
+            let said = place.gc(&[])?;
+            assert_eq!(fs::read_dir(place.path("runtime"))?.count(), 0, "{step}, {point}: gc said {said}");
+        }
+        assert_eq!(run()?.status.signal(), Some(9), "{point}");
+        for _ in 0..2 {
+            let output = place.ozone(&["--clean-resource", "--name", place.name()]).output()?;
+            assert!(output.status.success() && output.stderr.is_empty(), "{step}, {point}: {output:?}");
+            assert_eq!(fs::read_dir(place.path("runtime"))?.count(), 0, "{step}, {point}");
+        }
+        points.push(point.to_owned());
+    }
+    for kind in
+        [" made", "lock taken", "pid begun", "pid written", "cloned", "runs", "has ended", "pid forgotten", "removed"]
+    {
+        assert!(points.iter().any(|point| point.contains(kind)), "no step is about '{kind}': {points:#?}");
+    }
+    assert!(points.len() < 999, "{points:#?}");
+    Ok(())
 }
 
 fn covered() -> Result<(), Failed> {

@@ -41,6 +41,8 @@ fn checks(host: Choice) -> Result<()> {
     progress::step("run the unit tests", || {
         if harness::permits_local_tests() {
             build::cargo(["test", "--workspace", "--exclude", "ozone-tests"])?;
+            let jail = ["--test", "jailer", "--", "each step"];
+            build::cargo(["test", "--package", "ozone", "--features", "crash-points"].into_iter().chain(jail))?;
         } else {
             build::cargo(["test", "--workspace", "--exclude", "ozone-tests", "--lib", "--bins"])?;
         }

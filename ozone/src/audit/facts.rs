@@ -13,7 +13,7 @@ use nix::sys::statvfs::FsFlags;
 use serde::Serialize;
 
 use super::descriptor::{self, Descriptor};
-use super::group::Group;
+use super::group::{self, Group};
 use super::memory::{self, Mapping};
 use super::status::Status;
 use super::sys;
@@ -24,7 +24,8 @@ pub type Seen<T> = Result<T, Unseen>;
 /// Why something was not seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unseen {
-    /// Only root may look: an ordinary user is shown neither the descriptors nor the environment of what is not dumpable.
+    /// Only root may look: an ordinary user is shown neither the descriptors nor the environment of what is not dumpable. Or it
+    /// lies outside of what is mounted here.
     Denied(String),
     /// It is not there, or makes no sense.
     Failed(String),
@@ -143,7 +144,7 @@ impl Facts {
             descriptors: said("fd", descriptor::read(pid)),
             mappings: text(pid, "smaps").and_then(|text| memory::parse(&text).map_err(Unseen::Failed)),
             executable: said("exe", executable(pid)),
-            group: text(pid, "cgroup").and_then(|text| said("cgroup", Group::read(&text))),
+            group: group(pid),
         }
     }
 
@@ -230,6 +231,14 @@ fn said<T>(what: &str, outcome: io::Result<T>) -> Seen<T> {
         let why = format!("/proc/PID/{what} cannot be read: {}", crate::resources::said(&error));
         if error.kind() == io::ErrorKind::PermissionDenied { Unseen::Denied(why) } else { Unseen::Failed(why) }
     })
+}
+
+fn group(pid: i32) -> Seen<Group> {
+    let text = text(pid, "cgroup")?;
+    match group::elsewhere(&text) {
+        Some(path) => Err(Unseen::Denied(format!("its cgroup {path} is not in the hierarchy that is mounted here"))),
+        None => said("cgroup", Group::read(&text)),
+    }
 }
 
 /// The status of every thread, the first one first.

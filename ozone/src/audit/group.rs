@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::sys::statvfs::FsFlags;
@@ -75,6 +76,13 @@ impl Group {
     }
 }
 
+/// The path that `/proc/PID/cgroup` names in this text, if the mounted hierarchy does not have it. The group of a process that
+/// runs is there: so whoever reads this sees another part of the hierarchy mounted than its own cgroup namespace begins with.
+pub fn elsewhere(text: &str) -> Option<&str> {
+    let path = own_path(text).filter(|path| !path.starts_with("/.."))?;
+    (Hierarchy::find().is_some() && !Path::new(&format!("{MOUNT}{path}")).exists()).then_some(path)
+}
+
 /// Whether a process is the kernel's own; one that cannot be seen is taken for a user's.
 fn is_of_kernel(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|text| has_kernels_flag(&text))
@@ -107,6 +115,15 @@ pub(super) mod tests {
     fn the_path_is_that_of_the_second_version() {
         assert_eq!(own_path("9:name=systemd:/a\n0::/ozone/web1/jailed/core\n"), Some("/ozone/web1/jailed/core"));
         assert_eq!(own_path("9:name=systemd:/a\n1:cpu:/0::/b\n"), None);
+    }
+
+    #[test]
+    fn a_group_that_is_not_mounted_here_is_told_from_one_outside() {
+        let there = Hierarchy::find().is_some();
+        assert_eq!(elsewhere("0::/no/such/group\n"), there.then_some("/no/such/group"));
+        assert_eq!(elsewhere("0::/../outside\n"), None);
+        assert_eq!(elsewhere("9:name=systemd:/a\n"), None);
+        assert_eq!(elsewhere(&fs::read_to_string("/proc/self/cgroup").unwrap()), None);
     }
 
     #[test]

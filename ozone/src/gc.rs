@@ -145,6 +145,9 @@ pub fn undo_before_start(home: &Home, leftovers: Vec<Leftover>) {
         let count = machine.removed.len();
         report::say(&format!("a machine of this name was killed: removed what it left, {count} in number"));
     }
+    for what in &machine.stays {
+        report::say(&format!("of a machine of this name that was killed: {what}; it stays"));
+    }
     for Left { object, reason } in &machine.left {
         report::say(&format!("of a machine of this name that was killed {object} stays: {reason}"));
     }
@@ -232,15 +235,9 @@ mod tests {
     use super::*;
     use crate::control::server::Server;
     use crate::journal::Object;
+    use crate::runtime::tests::base;
     use std::fs;
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
-
-    fn base() -> (tempfile::TempDir, PathBuf) {
-        let parent = tempfile::tempdir().unwrap();
-        let base = parent.path().join("ozone");
-        (parent, base)
-    }
 
     #[test]
     fn a_running_machine_is_left_alone() {

@@ -389,13 +389,14 @@ pub fn runs(pid: u32) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::journal::Object;
     use std::fs;
     use std::os::unix::fs::{DirBuilderExt, symlink};
 
-    fn base() -> (tempfile::TempDir, PathBuf) {
+    /// Where machines and jails could be, and the directory that it goes with.
+    pub(crate) fn base() -> (tempfile::TempDir, PathBuf) {
         let parent = tempfile::tempdir().unwrap();
         let base = parent.path().join("ozone");
         (parent, base)

@@ -334,14 +334,9 @@ fn first_process(own: &Directory) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::tests::base;
     use std::fs;
     use std::os::unix::fs::{DirBuilderExt, symlink};
-
-    fn base() -> (tempfile::TempDir, PathBuf) {
-        let parent = tempfile::tempdir().unwrap();
-        let base = parent.path().join("ozone");
-        (parent, base)
-    }
 
     #[test]
     fn a_name_is_taken_once_and_nothing_stays() {
